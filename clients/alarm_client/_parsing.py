@@ -144,7 +144,9 @@ def _score(row: Json, sample: Sample) -> Score:
         bool(row.get("truncated")),
         _error(row),
         outputs,
-        _omitted(row),
+        _texts(row, "omitted"),
+        _output_segments(row),
+        _texts(row, "skipped"),
     )
 
 
@@ -172,7 +174,7 @@ def _reward(row: Json, sample: Sample) -> Reward:
         },
         bool(row.get("truncated")),
         error,
-        _omitted(row),
+        _texts(row, "omitted"),
     )
 
 
@@ -195,9 +197,11 @@ def _aspect(value: object) -> AspectReward | None:
 
 
 def _segments(row: Json) -> tuple[SegmentScore, ...] | None:
-    if row.get("segments") is None:
-        return None
-    segments = [object_of(value, "a segment") for value in list_of(row["segments"], "segments")]
+    return None if row.get("segments") is None else _segments_of(row["segments"])
+
+
+def _segments_of(values: object) -> tuple[SegmentScore, ...]:
+    segments = [object_of(value, "a segment") for value in list_of(values, "segments")]
     return tuple(
         SegmentScore(
             int(number(segment.get("start"), "start")),
@@ -207,6 +211,13 @@ def _segments(row: Json) -> tuple[SegmentScore, ...] | None:
         )
         for segment in segments
     )
+
+
+def _output_segments(row: Json) -> Mapping[str, tuple[SegmentScore, ...]] | None:
+    if row.get("output_segments") is None:
+        return None
+    named = object_of(row["output_segments"], "output_segments")
+    return {name: _segments_of(values) for name, values in named.items()}
 
 
 def _token_rewards(row: Json) -> tuple[float, ...] | None:
@@ -226,9 +237,9 @@ def _rows(answer: Json, name: str, samples: Sequence[Sample]) -> list[Json]:
     return rows
 
 
-def _omitted(row: Json) -> tuple[str, ...]:
-    """What was left out; servers before this key left nothing out that they could name."""
-    values = [] if row.get("omitted") is None else list_of(row["omitted"], "omitted")
+def _texts(row: Json, name: str) -> tuple[str, ...]:
+    """A list of texts; empty if the key is absent, as from servers that do not know it."""
+    values = [] if row.get(name) is None else list_of(row[name], name)
     return tuple(map(str, values))
 
 

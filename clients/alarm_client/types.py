@@ -92,7 +92,8 @@ class Score:
     """The raw score of a sample; None on error, or if no segment was found.
 
     `outputs`: the named outputs of a model that has several. `omitted`: what the model was not
-    shown, such as "thinking"; empty from servers that do not say.
+    shown, such as "thinking"; empty from servers that do not say. `output_segments`: the spans of
+    outputs that have their own. `skipped`: the outputs that judged nothing.
     """
 
     id: Id
@@ -103,6 +104,8 @@ class Score:
     error: SampleError | None
     outputs: Mapping[str, float] | None = None
     omitted: tuple[str, ...] = ()
+    output_segments: Mapping[str, tuple[SegmentScore, ...]] | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,16 @@ def test_read_scores_parses_named_outputs():
     row = score_row(SENT) | {"score": None, "outputs": {"help": 0.5, "wit": -1}}
     (score,) = read_scores(scores(row), [SAMPLE]).scores
     assert score.outputs == {"help": 0.5, "wit": -1.0}
+    assert (score.output_segments, score.skipped) == (None, ())
+
+
+def test_read_scores_parses_segments_and_skipped_ones_of_outputs():
+    quote = {"start": 0, "end": 3, "label": "met", "score": 1}
+    row = score_row(SENT) | {"outputs": {"help": 1}, "skipped": ["wit"]}
+    row["output_segments"] = {"help": [quote]}
+    (score,) = read_scores(scores(row), [SAMPLE]).scores
+    assert score.output_segments == {"help": (SegmentScore(0, 3, "met", 1.0),)}
+    assert score.skipped == ("wit",)
 
 
 @pytest.mark.parametrize("own", ["7", 7, None])

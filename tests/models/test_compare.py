@@ -132,6 +132,15 @@ def test_bradley_terry_member_without_comparison_has_no_strength() -> None:
     assert found == [0, None, 0]
 
 
+def test_bradley_terry_of_a_large_group_in_a_total_order_is_where_the_derivative_is_0() -> None:
+    pairs = [Comparison(at, other, 0) for other in range(64) for at in range(other)]
+    logs = [log for log in bradley_terry(64, pairs, prior=1) if log is not None]
+    assert logs == sorted(logs)
+    for at, log in enumerate(logs):
+        expected_wins = sum(1 / (1 + math.exp(one - log)) for one in logs if one != log)
+        assert at + 0.5 == by_hand(expected_wins + 1 / (1 + math.exp(-log)))
+
+
 async def test_ranked_ties_keep_their_order() -> None:
     async def tie(first: int, second: int) -> float:
         return 0.5
@@ -178,6 +187,28 @@ async def test_compare_unreadable_answer_fails_its_samples_or_is_skipped(
 
     async with opened(script, on_failure=on_failure) as (model, _):
         assert values(await model.score(group("ccc", "a", "bb"))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"better": [1]}, 'no "better" of 0, 1 or 2'),
+        ({"format": "genrm", "ranking": "[" * 100_000 + "]" * 100_000}, "0 objects with a ranking"),
+    ],
+)
+async def test_compare_answer_of_another_type_fails_its_samples(
+    answer: dict[str, Any], told: str
+) -> None:
+    keys = {"format": answer.get("format", "json")}
+    script = (
+        says(f'{{"ranking": {answer["ranking"]}}}')
+        if "ranking" in answer
+        else lambda body: answers_with(body, **answer)
+    )
+    async with opened(script, **keys) as (model, _):
+        for outcome in await model.score(group("a", "bb")):
+            assert isinstance(outcome, SampleError)
+            assert told in outcome.message
 
 
 async def test_compare_answer_that_a_completion_dictates_is_not_read() -> None:

@@ -119,6 +119,17 @@ async def test_answers_are_stored_for_later_processes_and_not_for_other_question
     assert file.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(
+    "answer", [Say("", "stop"), Say("Yes", "length"), Say("Ye", "abort"), Say(None, refusal="No")]
+)
+async def test_answers_without_an_end_are_not_stored(answer: Say, tmp_path: Path) -> None:
+    answers = iter([[answer]])
+    script = lambda body: next(answers, [Say("yes")])  # noqa: E731
+    async with endpoint(script, cache=str(tmp_path)) as (judge, server):
+        texts = [(await judge.ask(HELLO)).replies[0].text for _ in range(3)]
+        assert (texts[1:], len(server.bodies)) == (["yes", "yes"], 2)
+
+
 async def test_cache_removes_the_least_recently_used_answers(tmp_path: Path) -> None:
     cache = AnswerCache(str(tmp_path), 250)
     for name in "ab":
@@ -145,6 +156,17 @@ async def test_cache_that_fails_later_answers_nothing(tmp_path: Path) -> None:
         other.execute("DROP TABLE answers")
     assert await cache.get("a") is None
     await cache.put("b", 2)
+    cache.close()
+
+
+async def test_cache_that_cannot_be_written_later_still_answers(tmp_path: Path) -> None:
+    cache = AnswerCache(str(tmp_path), 1000)
+    await cache.put("a", 1)
+    with sqlite3.connect(tmp_path / "judge-answers.sqlite3") as other:
+        other.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    assert await cache.get("a") == 1
     cache.close()
 
 
@@ -197,6 +219,16 @@ async def test_request_over_budget_fails_with_its_own_code() -> None:
     async with endpoint(says("yes"), budget={"tokens": 100}) as (judge, _):
         with pytest.raises(SampleError, match=r"more than budget\.tokens allows a minute"):
             await judge.ask(HELLO)
+
+
+async def test_budget_does_not_count_tokens_of_requests_that_were_refused() -> None:
+    answers = iter([Refuse(429), Refuse(503)])
+    script = lambda body: next(answers, [Say("yes")])  # noqa: E731
+    parameters = {"parameters": {"max_tokens": 90}, "max_retries": 2}
+    budget = {"tokens": 100, "excess": "fail"}
+    async with endpoint(script, budget=budget, **parameters) as (judge, server):
+        assert (await judge.ask(HELLO)).usage == JudgeUsage(3, 0, 10, 5)
+        assert len(server.bodies) == 3
 
 
 async def test_models_of_one_url_share_its_concurrency() -> None:

@@ -46,6 +46,9 @@ def test_rubric_of_public_files_is_read() -> None:
         Criterion("criterion_2", "U", 1),
     )
     assert rubric_of(sample("T"), spec()).criteria == (Criterion("criterion_1", "T", 1),)
+    unnamed = [{"text": "T", "name": " "}, {"text": "U", "id": 7}]
+    names = [one.name for one in rubric_of(sample(unnamed), spec()).criteria]
+    assert names == ["criterion_1", "7"]
 
 
 def test_own_criteria_follow_those_of_the_recipe() -> None:
@@ -64,6 +67,10 @@ def test_own_criteria_follow_those_of_the_recipe() -> None:
         (7, r"must be a list of criteria, not 7"),
         ([{"text": "T", "weight": float("nan")}], r"fields\.rubric\[0\]\.weight: .* finite"),
         ([{"text": ""}], r"fields\.rubric\[0\]\.text: "),
+        ("  ", r"fields\.rubric\[0\]\.text: "),
+        ([{"text": "T", "weight": 1e308}], r"fields\.rubric\[0\]\.weight: .* less than or equal"),
+        ([{"text": "T", "name": ["a"]}], r"fields\.rubric\[0\]: its name must be a text"),
+        ([{"text": "T", "name": "n" * 1001}], "at most 1000 characters"),
         ([{"text": "T", "weight": 1, "importance": "pitfall"}], "have a negative weight"),
         ([{"text": "T", "weight": 0}], "every criterion has weight 0"),
         ([{"name": "a", "text": "T"}] * 2, "names of two criteria"),
@@ -117,6 +124,7 @@ A, B, BAD = Criterion("a", "", 2), Criterion("b", "", 1, ("a",)), Criterion("bad
         ([A, BAD], {"a": 0, "bad": 1}, 0),  # clipped
         ([A, B], {"a": 0, "b": 1}, 0),  # b requires a
         ([A, B], {"a": 0.5, "b": 1}, 0.5),  # (2 * 0.5 + 1 * 0.5) / 3
+        ([A, Criterion("b", "", 1, ("a", "a"))], {"a": 0.5, "b": 1}, 0.5),  # named twice
         ([A, B], {"b": 1}, 1),  # a has no verdict
         ([BAD], {"bad": 0}, 1),
         ([BAD, Criterion("worse", "", -3)], {"bad": 1, "worse": 0}, 0.75),

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ async def answered(response: httpx.Response) -> dict[str, Any]:
 
 async def test_capture_has_samples_of_every_route_in_private_files(tmp_path: Path) -> None:
     folder = tmp_path / "captures"
+    began = time.time()
     async with serving(FIGURE_1, capture=folder) as server:
         rewards = await answered(await server.reward("A A c w w é", "w"))
         scores = await answered(await server.score("w w"))
@@ -72,6 +74,7 @@ async def test_capture_has_samples_of_every_route_in_private_files(tmp_path: Pat
     assert (first["recipe"], first["fingerprint"]) == ("figure-1", rewards["fingerprint"])
     assert (first["constants"]["rule"], first["constants"]["threshold"]) == ("hierarchical", 5)
     assert first["request"] == second["request"] != third["request"]
+    assert began - 1 < first["time"] == second["time"] <= third["time"] < time.time() + 1
     assert [third["score"]] == scores["scores"]
     assert (fourth["recipe"], fourth["reward"]["holistic"]["score"]) == ("figure-1", 2)
     (file,) = capture_files(folder)

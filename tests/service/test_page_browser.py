@@ -12,7 +12,8 @@ from served import app_of
 from standin import FIGURE_1, Letters, Words
 from tcp import over_tcp
 
-from alarm_models.combination.all_rules import RULES, Shaping
+from alarm_models.combination.all_rules import RULES, Rule, Shaping
+from alarm_models.recipe.schema import HierarchySpec, Recipe
 from alarm_service.schemas import SampleIn, sample_in
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -42,10 +43,28 @@ SCALED = FIGURE_1.model_copy(
 )
 
 
+_MINIMUMS = {"a": 0.0, "b": 0.0}
+#: Constants of the rules that require some.
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "gr3": {"length_penalty": 0.1},
+    "dro": {"minimums": _MINIMUMS, "pass_share": 0.5},
+    "soft_gate": {"temperature": 2.0},
+    "cascade": {"order": ("a", "b", "c"), "minimums": _MINIMUMS},
+    "veto": {"floor": -4.0, "minimums": _MINIMUMS},
+    "uncertainty": {"beta": 0.5},
+}
+
+
+def recipe_of(rule: str) -> Recipe:
+    hierarchy = HierarchySpec(rule=Rule(rule), threshold=5, **CONSTANTS.get(rule, {}))
+    return FIGURE_1.model_copy(update={"name": f"by-{rule}", "hierarchy": hierarchy})
+
+
 @contextmanager
 def serving(**settings: Any) -> Iterator[str]:
     models = {"words": Words()} | {letter: Letters(letter) for letter in "abc"}
-    with over_tcp(app_of([FIGURE_1, SCALED], models, **settings)) as port:
+    recipes = [FIGURE_1, SCALED, *map(recipe_of, RULES)]
+    with over_tcp(app_of(recipes, models, **settings)) as port:
         url = f"http://127.0.0.1:{port}"
         while httpx.get(f"{url}/health/ready").status_code != 200:
             pass
@@ -126,6 +145,10 @@ def test_page_shows_the_sum_and_the_gate(page: "Page") -> None:
         "reward": "+17.000",
     }
     assert "gate open" in page.locator(".gate").inner_text()
+    assert page.locator(".difference").inner_text() == (
+        "11.000 more than completion 2, whose gate is shut: "
+        "holistic +8.000, a +3.000, b +1.000, c −1.000."
+    )
     page.get_by_role("button", name=LOW).press("Enter")
     assert numbers(page)["a"] == "(+1.000)"
     assert numbers(page)["reward"] == "+6.000"
@@ -156,31 +179,43 @@ def test_page_request_has_words_in_code_points_and_no_empty_list(page: "Page") -
 
 
 def test_page_reward_is_the_servers_for_every_rule(page: "Page") -> None:
+    samples = [
+        {"prompt": "?", "completion": text, "group": "g", "fields": {"reference": LOW}}
+        for text in (HIGH, LOW)
+    ]
     for rule in RULES:
-        body = {"prompt": "?", "completions": [HIGH, LOW], "overrides": json.dumps({"rule": rule})}
-        found = page.evaluate(_PARTS, body)
-        if RULES[rule].adds_up:
-            assert [one["start"] for one in found["rewards"]] == pytest.approx(
-                [one["reward"] for one in found["rewards"]], abs=1e-6
+        form = {"lines": "\n".join(map(json.dumps, samples)), "overrides": ""}
+        found = page.evaluate(_PARTS, form | {"recipe": f"by-{rule}"})["rewards"]
+        assert len(found) == 2
+        for one in found:
+            # Rules that are no sums are one step, from nothing to the server's reward.
+            assert one["start"] == (
+                pytest.approx(one["reward"], abs=1e-6) if RULES[rule].adds_up else 0
             )
-        else:
-            assert all(one["start"] == 0 for one in found.get("rewards", []))
+            assert one["shown"] == one["written"]
 
 
 #: Scores samples and adds up the parts, with the page's own modules.
 _PARTS = """async (form) => {
   const { requestOf } = await import("/page/request.js");
   const { overridesOf } = await import("/page/samples.js");
-  const { paramsOf, partsOf } = await import("/page/sum.js");
+  const { paramsOf, partsOf, sumView } = await import("/page/sum.js");
+  const { signed } = await import("/page/dom.js");
   const { recipes } = await (await fetch("models")).json();
   const headers = { "Content-Type": "application/json" };
-  const body = JSON.stringify(requestOf({ ...form, recipe: null }));
+  const body = JSON.stringify(requestOf(form));
   const response = await fetch("hierarchical_reward", { method: "POST", headers, body });
   const answer = await response.json();
   if (!response.ok) return answer;
-  const params = paramsOf(recipes[0], overridesOf(form.overrides));
+  const recipe = recipes.find((one) => one.name === form.recipe);
+  const params = paramsOf(recipe, overridesOf(form.overrides));
+  const numbers = (one) => [...(one?.querySelectorAll?.(".number") ?? [])];
+  const last = (view) => view.flatMap(numbers).at(-1);
   return { rewards: answer.rewards.filter((one) => !one.error).map((one) => ({
-    ...partsOf(one, params), reward: one.reward,
+    ...partsOf(one, params),
+    reward: one.reward,
+    shown: last(sumView(one, params)).textContent,
+    written: signed(one.reward),
   })) };
 }"""
 
@@ -268,6 +303,28 @@ def test_page_slider_changes_gate_and_group(page: "Page") -> None:
     assert numbers(page)["reward"] == "+3.000"
 
 
+def test_page_list_of_a_group_stays_where_it_was_scrolled_to(page: "Page") -> None:
+    found = page.evaluate(
+        """async () => {
+          const { groupView } = await import("/page/group.js");
+          const reward = { reward: 1, admitted: true, holistic: { normalized: 1 } };
+          const texts = Array.from({ length: 200 }, (_, at) => `text ${at}`);
+          const shown = document.createElement("section");
+          document.body.append(shown);
+          shown.append(...groupView(texts, texts.map(() => reward), 0, () => {}, 3200));
+          const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+          await frame();
+          await frame();
+          const scrolled = shown.querySelector(".scrolling").scrollTop;
+          const has = [...shown.querySelectorAll("button")].some(
+            (one) => one.innerText === "text 100");
+          shown.remove();
+          return [scrolled, has];
+        }"""
+    )
+    assert found == [3200, True]
+
+
 def test_page_shaping_is_chosen_and_kept_as_an_override(page: "Page") -> None:
     submit(page, HIGH)
     before = numbers(page)["a"]
@@ -330,6 +387,7 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
             {"completions": ["A", '[{"role": "assistant", "content": "A"}, {"content": "B"}]']},
             {"prompt": '[{"role": "user", "content": "A"'},
             {"tools": "{}"},
+            {"lines": " \n"},
             {"completions": ['[{"json": 1}]']},
         ],
     )
@@ -341,6 +399,7 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
         'Completion 2, message 2 of 2 has no "role"',
         "The prompt begins like chat messages, but it is not valid JSON",
         "Tools must be a JSON array",
+        "There are no lines",
     ]
     assert said[-1] is None
     for message, part in zip(said, parts, strict=False):
@@ -378,6 +437,25 @@ def test_page_shows_what_models_read_and_what_was_dropped(page: "Page") -> None:
         "<span>&lt;s&gt;</span><del><span>a</span></del><del><mark> b</mark></del><mark> c</mark>",
         "<del>😀t</del> b c",
     ]
+
+
+def test_page_scrolls_to_the_completion_that_a_model_read(page: "Page") -> None:
+    text = {"tokens": ["long "] * 3000 + ["answer"], "completion": [3000, 3001], "dropped": []}
+    rendering = {"model": "rm", "kind": "sequence", "texts": [text], "num_tokens": 3001}
+    gap = page.evaluate(
+        """(rendering) => import("/page/read.js").then(({ readView, scrollToCompletions }) => {
+          const shown = document.createElement("section");
+          document.body.append(shown);
+          shown.append(...readView([rendering], "answer", "rm", () => {}));
+          scrollToCompletions(shown);
+          const [box, mark] = [".read-text", "mark"].map((one) =>
+            shown.querySelector(one).getBoundingClientRect());
+          shown.remove();
+          return box.bottom - mark.bottom;
+        })""",
+        rendering | {"truncated": False, "omitted": [], "left_out": [], "error": None},
+    )
+    assert gap > 0
 
 
 def test_page_asks_once_for_what_models_read(page: "Page") -> None:
@@ -427,6 +505,12 @@ def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
     page.locator("#text .completion .piece").first.focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".readout").inner_text() == "“Bx”: reward +2.000"
+
+
+def test_page_writes_out_characters_that_hide_or_reorder_text(page: "Page") -> None:
+    submit(page, "AB \u202edne\x1b B\tc")
+    assert page.locator("#text .completion").inner_text() == "AB ⟨U+202E⟩dne⟨U+001B⟩ B\tc"
+    assert "⟨U+202E⟩" in page.locator("#group tbody button").inner_text()
 
 
 def test_page_warns_of_zero_deviation_and_explains_errors(page: "Page") -> None:

@@ -1,8 +1,14 @@
+from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import pytest
-from served import samples, serving
-from standin import FIGURE_1
+from served import app_of, samples, serving
+from standin import FIGURE_1, Letters
+
+from alarm_models.errors import SampleError
+from alarm_models.reward_models.base import HostModel
+from alarm_models.types import Sample, Score
 
 
 async def test_score_is_raw_and_has_the_sample_id() -> None:
@@ -112,3 +118,31 @@ async def test_metrics_count_requests_samples_and_errors() -> None:
             "alarm_waiting_samples 0.0",
         ):
             assert line in text
+
+
+class Faulty(HostModel):
+    """Raises what no model should raise, once it has been warmed up."""
+
+    num_calls = 0
+
+    async def score(self, samples: Sequence[Sample]) -> list[Score | SampleError]:
+        self.num_calls += 1
+        if self.num_calls > 1:
+            raise ZeroDivisionError("a defect")
+        return [Score(0.0, None, 0, False) for _ in samples]
+
+
+async def test_score_of_a_host_model_that_raises_fails_its_samples() -> None:
+    models = {letter: Letters(letter) for letter in "abc"}
+    app = app_of([FIGURE_1], models | {"words": Faulty("words")})
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        await app.state.engine.life.until_ready()
+        answer = await client.post("/score", json={"samples": samples("a b", "c")})
+        assert answer.status_code == 200
+        errors = [one["error"] for one in answer.json()["scores"]]
+        assert [one["code"] for one in errors] == ["model_failed"] * 2
+        assert "a defect" in errors[0]["message"]

@@ -93,7 +93,10 @@ def test_view_file_sorts_filters_searches_and_shows_the_sum(
 def test_view_server_keeps_a_long_list_out_of_the_document(
     browser: "Browser", tmp_path: Path
 ) -> None:
-    lines = [captured(str(at), sample("?", f"text {at}"), reward(at / 1000)) for at in range(600)]
+    lines = [
+        captured(str(at), sample("?", f"text {at}"), reward(at / 1000), time=86400 - at)
+        for at in range(600)
+    ]
     with (
         RewardIndex([write_lines(tmp_path / "capture-1.jsonl", lines)]) as index,
         over_tcp(view_app(index, "token")) as port,
@@ -102,6 +105,8 @@ def test_view_server_keeps_a_long_list_out_of_the_document(
         page.locator("#list").press("End")
         page.locator("#about h2", has_text="Sample 600").wait_for()
         assert page.locator("#list .row").count() < 100
+        page.locator("[data-key=time]").click()
+        assert page.locator("#list .row").first.inner_text().split()[:2] == ["600", "23:50:01"]
         page.locator("#search").fill("TEXT 345")
         page.locator("#count", has_text="1 of 600").wait_for()
         page.locator("#list .row").click()

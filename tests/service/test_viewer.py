@@ -107,6 +107,17 @@ def test_index_skips_unusable_lines_and_names_the_first(tmp_path: Path) -> None:
         assert "aspects" in json.loads(index.details(1))["unusable"]
 
 
+def test_index_goes_without_files_that_were_removed_meanwhile(tmp_path: Path) -> None:
+    kept = write_lines(tmp_path / "b.jsonl", [captured("1", sample("?", "!"), reward(1), time=5.5)])
+    with RewardIndex([tmp_path / "a.jsonl", kept]) as index:
+        overview = index.overview()
+    assert overview["files"] == [str(kept)]
+    assert overview["columns"]["time"] == [5.5]
+    assert overview["notes"] == ["1 files were removed before they were read."]
+    with pytest.raises(ViewError, match="no such file"):
+        RewardIndex([tmp_path / "a.jsonl"])
+
+
 def test_index_of_samples_without_rewards_is_refused(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "samples.jsonl", [sample("?", "!")])
     with pytest.raises(ViewError, match=r"no line has a reward .*line 1: it has no `reward`"):

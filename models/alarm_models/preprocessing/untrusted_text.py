@@ -12,10 +12,11 @@ __all__ = ["mark_of", "neutralized", "without_invisible"]
 _INVISIBLE = "\u200b"
 
 #: What chat templates write around turns and thoughts: ``<|im_start|>``, ``<start_of_turn>``,
-#: ``[INST]``, ``<<SYS>>``, ``</s>``, and DeepSeek's with wide bars.
+#: ``[INST]``, ``<<SYS>>``, ``</s>``, ``<extra_id_1>``, and DeepSeek's with wide bars.
 _CONTROL_TOKEN = re.compile(
     r"<[|｜][^\n<>]{0,80}?[|｜]>"
     r"|</?(?:s|start_of_turn|end_of_turn|bos|eos|pad|unk|think|thinking|tool_call|tool_response)>"
+    r"|<(?:extra_id|SPECIAL)_\d{1,4}>|</?seed:[a-z_]{1,40}>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK|IMG)\]"
     r"|<</?SYS>>"
 )

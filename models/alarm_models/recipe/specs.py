@@ -1154,6 +1154,9 @@ IMPORTANCE_WEIGHTS: Mapping[str, float] = {
 #: The longest text of a criterion.
 MAX_CRITERION_CHARS = 4000
 
+#: The largest weight of a criterion, whose sums are finite.
+MAX_CRITERION_WEIGHT = 1e6
+
 #: Names of a question's parts that the server fills in.
 CRITERIA, MARK = "criteria", "mark"
 
@@ -1166,10 +1169,14 @@ class CriterionSpec(BaseModel):
     text: str = Field(
         min_length=1,
         max_length=MAX_CRITERION_CHARS,
+        pattern=r"\S",
         description="a statement that is true or false of an answer",
     )
     weight: float | None = Field(
-        default=None, description="negative for a pitfall; default: by importance, else 1"
+        default=None,
+        ge=-MAX_CRITERION_WEIGHT,
+        le=MAX_CRITERION_WEIGHT,
+        description="negative for a pitfall; default: by importance, else 1",
     )
     importance: Literal["essential", "important", "optional", "pitfall"] | None = Field(
         default=None, description="sets the weight: 1, 0.7, 0.3 and -0.9"

@@ -9,21 +9,20 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Header, Request
 from pydantic.json_schema import SkipJsonSchema
 
-from alarm_service.api.auth import caller_of
 from alarm_service.engine.engine import RewardEngine
-from alarm_service.engine.fair_queueing import Caller
 from alarm_service.errors import ClientDisconnected, DeadlinePassed
 from alarm_service.schemas import ErrorOut
 from alarm_service.settings import Settings
 
 __all__ = [
     "WORK_ERRORS",
-    "CallerOf",
     "EngineOf",
     "SettingsOf",
     "TimeoutMs",
     "documented",
+    "engine_of",
     "run_until_disconnect",
+    "settings_of",
     "timeout_s",
 ]
 
@@ -33,25 +32,33 @@ def documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut, "description": why} for status, why in statuses}
 
 
-# Coroutines, although they await nothing: FastAPI would run plain functions in threads.
+# The scoring routes call these two: FastAPI would solve a dependency on each request.
 
 
-async def _engine(request: Request) -> RewardEngine:
+def engine_of(request: Request) -> RewardEngine:
+    """Return the engine of a request's server."""
     engine: RewardEngine = request.app.state.engine
     return engine
 
 
-async def _caller(request: Request) -> Caller:
-    return caller_of(request.scope)
-
-
-async def _settings(request: Request) -> Settings:
+def settings_of(request: Request) -> Settings:
+    """Return the settings of a request's server."""
     settings: Settings = request.app.state.settings
     return settings
 
 
+# Coroutines, although they await nothing: FastAPI would run plain functions in threads.
+
+
+async def _engine(request: Request) -> RewardEngine:
+    return engine_of(request)
+
+
+async def _settings(request: Request) -> Settings:
+    return settings_of(request)
+
+
 EngineOf = Annotated[RewardEngine, Depends(_engine)]
-CallerOf = Annotated[Caller, Depends(_caller)]
 SettingsOf = Annotated[Settings, Depends(_settings)]
 TimeoutMs = Annotated[
     int | SkipJsonSchema[None],
@@ -99,9 +106,10 @@ async def run_until_disconnect(
             raise ClientDisconnected
         raise DeadlinePassed(f"no result within {timeout_s:g} s; retry, or allow more time")
     finally:
-        for one in (task, disconnect):
-            one.cancel()
-        await asyncio.gather(task, disconnect, return_exceptions=True)
+        disconnect.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

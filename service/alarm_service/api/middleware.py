@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from fastapi.routing import APIRoute
@@ -40,6 +40,11 @@ _log = structlog.get_logger()
 _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
+#: Request ids. Not `uuid4`, which releases the GIL to read the system's random bytes: getting it
+#: back from the thread of a forward pass takes up to milliseconds. Ids are not secret.
+_ids = random.Random()
+
+
 class RequestIdMiddleware:
     """Gives each request an id, the client's `X-Request-Id` if usable, and returns it as header."""
 
@@ -52,7 +57,7 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = given if _USABLE_ID.fullmatch(given) else uuid4().hex
+        request_id = given if _USABLE_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
         scope[REQUEST_ID] = request_id
 
         async def add_header(message: Message) -> None:

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request, Response
 from alarm_models.combination.rewards import AspectRule
 from alarm_models.errors import SampleError
 from alarm_models.types import Reward, Sample
+from alarm_service.api.auth import caller_of
 from alarm_service.api.deps import (
     WORK_ERRORS,
-    CallerOf,
-    EngineOf,
-    SettingsOf,
     TimeoutMs,
+    engine_of,
     run_until_disconnect,
+    settings_of,
     timeout_s,
 )
 from alarm_service.api.off_loop_bodies import OffLoopRoute, is_large, large_response, off_loop
@@ -47,17 +47,13 @@ router = APIRouter(route_class=OffLoopRoute)
 
 @router.post("/score", responses=WORK_ERRORS, response_model=ScoreResponse)
 async def score(
-    body: ScoreRequest,
-    request: Request,
-    engine: EngineOf,
-    settings: SettingsOf,
-    caller: CallerOf,
-    timeout_ms: TimeoutMs = None,
+    body: ScoreRequest, request: Request, timeout_ms: TimeoutMs = None
 ) -> ScoreResponse | Response:
     """Score samples with one model: raw logits, unless its recipe sets an activation."""
+    settings = settings_of(request)
     _check_samples(body.samples, settings)
     samples = await off_loop(request, lambda: [sample_in(sample) for sample in body.samples])
-    work = engine.score(body.model, samples, caller)
+    work = engine_of(request).score(body.model, samples, caller_of(request.scope))
     scores = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
     rows = [partial(score_out, *pair) for pair in zip(body.samples, scores.outcomes, strict=True)]
     response = ScoreResponse(
@@ -73,17 +69,20 @@ async def score(
 
 @router.post("/hierarchical_reward", responses=WORK_ERRORS, response_model=RewardResponse)
 async def hierarchical_reward(
-    body: RewardRequest,
-    request: Request,
-    engine: EngineOf,
-    settings: SettingsOf,
-    caller: CallerOf,
-    timeout_ms: TimeoutMs = None,
+    body: RewardRequest, request: Request, timeout_ms: TimeoutMs = None
 ) -> RewardResponse | Response:
     """Reward samples by a recipe: holistic first, aspects for those past the threshold."""
+    settings = settings_of(request)
     _check_samples(body.samples, settings)
     samples = await off_loop(request, lambda: [sample_in(sample) for sample in body.samples])
-    work = reward_samples(engine, body.recipe, samples, body.overrides, body.aspects, caller)
+    work = reward_samples(
+        engine_of(request),
+        body.recipe,
+        samples,
+        body.overrides,
+        body.aspects,
+        caller_of(request.scope),
+    )
     rewards = await run_until_disconnect(request, work, timeout_s(timeout_ms, settings))
     names = list(rewards.recipe.aspects)
     rows: list[Callable[[], RewardOut]] = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,10 +57,12 @@ class CapturedRewards:
     fingerprint: str
     overrides: Overrides
     params: RuleParams
+    answered_at: float = field(default_factory=time.time)
 
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
         overrides = self.overrides.model_dump(mode="json", exclude_unset=True)
+        begin = _beginning(self.request, self.answered_at)
         common = {
             "recipe": self.recipe,
             "fingerprint": self.fingerprint,
@@ -68,8 +71,7 @@ class CapturedRewards:
         }
         for sample, outcome in zip(self.samples, self.outcomes, strict=True):
             reward = reward_out(_identified(sample), outcome, self.aspects)
-            line: dict[str, Any] = {"request": self.request, "sample": {}, **common}
-            line |= {"reward": _dumped(reward), "parts": self._parts(outcome)}
+            line = begin | common | {"reward": _dumped(reward), "parts": self._parts(outcome)}
             yield _line(line, sample, "reward", hashes_texts=hashes_texts)
 
     def _parts(self, outcome: Reward | SampleError) -> dict[str, float] | None:
@@ -85,14 +87,20 @@ class CapturedScores:
     outcomes: Sequence[Score | SampleError]
     model: str
     fingerprint: str
+    answered_at: float = field(default_factory=time.time)
 
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
+        begin = _beginning(self.request, self.answered_at)
         common = {"model": self.model, "fingerprint": self.fingerprint}
         for sample, outcome in zip(self.samples, self.outcomes, strict=True):
             score = score_out(_identified(sample), outcome)
-            line = {"request": self.request, "sample": {}, "score": _dumped(score), **common}
+            line = begin | {"score": _dumped(score)} | common
             yield _line(line, sample, "score", hashes_texts=hashes_texts)
+
+
+def _beginning(request: str, answered_at: float) -> dict[str, Any]:
+    return {"request": request, "time": round(answered_at, 3), "sample": {}}
 
 
 def _identified(sample: Sample) -> SampleIn:

@@ -61,6 +61,8 @@ def _run_view(options: argparse.Namespace) -> int:
     from alarm_service.captures.lines import capture_files
     from alarm_service.viewer.index import RewardIndex
 
+    for place in options.files:
+        place.stat()  # Only files of a folder may be removed meanwhile.
     files = [file for place in options.files for file in capture_files(place)]
     inputs = [*files, *([] if options.samples is None else [options.samples])]
     require_writable(options.out)

@@ -415,13 +415,11 @@ class GroupState:
         return attempt
 
     def _require_room(self, num_bytes: int, key: Hashable) -> None:
-        for oldest in list(self._forgotten_at):
-            if self._num_bytes + num_bytes <= self.max_bytes:
-                return
-            if oldest != key:
-                self._forget(oldest)
-        if self._num_bytes + num_bytes > self.max_bytes:
-            raise NoRoom
+        while self._num_bytes + num_bytes > self.max_bytes:
+            oldest = next((one for one in self._forgotten_at if one != key), None)
+            if oldest is None:
+                raise NoRoom
+            self._forget(oldest)
 
     def _forget(self, key: Hashable) -> None:
         self._on_forgotten(self._remove(key))

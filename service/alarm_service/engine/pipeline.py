@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
+import structlog
 from opentelemetry.trace import get_current_span
 
 from alarm_models.cancellation import cancellable, check_cancelled
@@ -45,6 +46,8 @@ __all__ = [
     "prepare",
     "validate_samples",
 ]
+
+_log = structlog.get_logger()
 
 
 #: What forward passes gave of models that share them, by model and by a sample's index.
@@ -459,4 +462,9 @@ class ScoringPipeline:
     ) -> list[Score | SampleError]:
         if isinstance(model, ScoresForCallers):
             return await model.score_for(caller, samples)
-        return await model.score(samples)
+        try:
+            return await model.score(samples)
+        except Exception as error:  # a defect of one model; other models' scores are still given
+            _log.exception("a model without a device failed", num_samples=len(samples))
+            problem = SampleError("model_failed", f"the model raised {error!r}"[:500])
+            return [problem] * len(samples)

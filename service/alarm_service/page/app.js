@@ -5,7 +5,7 @@ import { startCompare } from "./compare.js";
 import { byId, element } from "./dom.js";
 import { connectForm, fillForm, listChoices, readForm } from "./form.js";
 import { errorText, groupView } from "./group.js";
-import { readView } from "./read.js";
+import { readView, scrollToCompletions } from "./read.js";
 import { startRecent } from "./recent.js";
 import { changedOverrides, recombined, sliders } from "./recombine.js";
 import { EXAMPLE, fromFragment, requestOf, spansOf } from "./request.js";
@@ -82,6 +82,7 @@ async function score() {
       renderings: new Map(),
     };
     page.served = page.scored;
+    describe(page.scored.recipe);
     page.chosen = best(answer.rewards);
     draw();
     drawRead();
@@ -103,7 +104,8 @@ function best(rewards) {
   return known.indexOf(Math.max(...known));
 }
 
-function draw() {
+/** Draw the answer; with ``keepsScroll`` the list of the group stays where it was scrolled to. */
+function draw(keepsScroll = false) {
   const { samples, rewards, params } = page.scored;
   const reward = rewards[page.chosen];
   byId("results").classList.remove("stale");
@@ -114,14 +116,22 @@ function draw() {
     byId("group").querySelector("[aria-pressed=true]").focus();
   };
   const texts = samples.map(({ text }) => text);
-  show("group", groupView(texts, rewards, page.chosen, choose));
+  const scrolled = byId("group").querySelector(".scrolling")?.scrollTop;
+  show("group", groupView(texts, rewards, page.chosen, choose, keepsScroll ? scrolled : null));
   if (reward.error) {
     show("text", [element("p", { class: "bad" }, errorText(reward.error))]);
     show("sum", null);
   } else {
     drawText();
-    show("sum", sumView(reward, params));
+    show("sum", sumView(reward, params, rivalOf(rewards, page.chosen)));
   }
+}
+
+/** Return the best other completion, which the chosen one is compared with. */
+function rivalOf(rewards, chosen) {
+  const others = rewards.map((one, at) => (at === chosen ? { ...one, reward: null } : one));
+  const at = best(others);
+  return others[at].reward === null ? null : { reward: others[at], name: `completion ${at + 1}` };
 }
 
 function drawConstants() {
@@ -134,7 +144,7 @@ function drawConstants() {
           params: changed,
         }
       : page.served;
-    draw();
+    draw(true);
     if (!changed) drawConstants();
   };
   const keep = (changed) => {
@@ -183,6 +193,7 @@ async function drawRead() {
       drawRead().then(() => byId("read").querySelector("input:checked").focus());
     };
     show("read", readView(models, samples[chosen].text, page.readBy, choose));
+    scrollToCompletions(byId("read"));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     renderings.delete(chosen);

@@ -32,11 +32,16 @@ export function frame(xs, ys, label, format = {}) {
         (format.y ?? short)(value)),
     );
   }
+  let last = null;
   for (const value of ticks(left, right, 5)) {
-    svg.append(
-      shape("text", { class: "tick", x: x(value), y: HEIGHT - 7, "text-anchor": "middle" },
-        (format.x ?? short)(value)),
-    );
+    const text = (format.x ?? short)(value);
+    if (text === last) continue;
+    last = text;
+    // Long labels, such as times, stay within the frame.
+    const isAtEnd = x(value) + 3.5 * text.length > WIDTH;
+    const place = { x: isAtEnd ? WIDTH : x(value), y: HEIGHT - 7 };
+    const anchor = isAtEnd ? "end" : "middle";
+    svg.append(shape("text", { class: "tick", ...place, "text-anchor": anchor }, text));
   }
   return { svg, x, y, floor: y(Math.max(bottom, 0)) };
 }
@@ -93,7 +98,7 @@ function widened([low, high]) {
   return high - low > 1e-12 ? [low, high] : [low - 0.5, high + 0.5];
 }
 
-/** Return round values between two bounds. */
+/** Return about ``most`` round values between two bounds. */
 export function ticks(low, high, most) {
   const rough = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(rough));

@@ -32,6 +32,13 @@ export function plain(value) {
   return (value < 0 && Number(text) !== 0 ? "−" : "") + text;
 }
 
+//: Control characters without tab, line feed and carriage return; marks that override the direction.
+const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u202a-\u202e\u2066-\u2069]/g;
+
+/** Write out the characters that cannot be seen or that reorder the text after them. */
+export const visible = (text) =>
+  text.replace(HIDDEN, (one) => `⟨U+${one.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+
 export const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 /** Return the code points of a text: the server's offsets count these. */

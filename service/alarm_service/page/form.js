@@ -11,7 +11,7 @@ export function readForm() {
     prompt: byId("prompt").value,
     completions: Array.from(areas, (area) => area.value),
     tools: byId("tools").value,
-    lines: byId("from-lines").checked ? byId("lines").value || null : null,
+    lines: byId("from-lines").checked ? byId("lines").value : null,
     tokens: byId("tokens").value,
     recipe: byId("recipe").value || null,
     overrides: byId("overrides").value,

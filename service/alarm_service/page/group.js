@@ -1,6 +1,6 @@
 // The completions of one prompt beside each other, with the advantage that GRPO computes.
 
-import { counted, element, plain, signed } from "./dom.js";
+import { counted, element, plain, signed, visible } from "./dom.js";
 
 //: TRL's constant, which keeps the division finite.
 const EPSILON = 1e-4;
@@ -17,8 +17,11 @@ export function advantagesOf(rewards) {
   return { mean, deviation, advantages };
 }
 
-/** Show the group, sorted by reward; ``onChoose`` is called with the index of a completion. */
-export function groupView(completions, rewards, chosen, onChoose) {
+/**
+ * Show the group, sorted by reward; ``onChoose`` is called with the index of a completion. The list
+ * is scrolled to ``scrolled`` pixels, or to the chosen completion.
+ */
+export function groupView(completions, rewards, chosen, onChoose, scrolled = null) {
   const { mean, deviation, advantages } = advantagesOf(rewards.map((one) => one.reward));
   const order = completions.map((_, at) => at);
   order.sort((a, b) => (rewards[b].reward ?? -Infinity) - (rewards[a].reward ?? -Infinity));
@@ -32,7 +35,9 @@ export function groupView(completions, rewards, chosen, onChoose) {
   const isFlat = deviation !== null && deviation < 1e-9;
   return [
     element("h2", {}, "Group"),
-    scrollingTable(element("thead", {}, element("tr", {}, ...head)), order, row, chosen, onChoose),
+    scrollingTable(
+      element("thead", {}, element("tr", {}, ...head)), order, row, chosen, onChoose, scrolled,
+    ),
     element(
       "p",
       { class: "quiet" },
@@ -63,7 +68,7 @@ const NUM_ROWS = 40;
 const ROW_PX = 32;
 
 /** Make a table that holds only the rows around those that are seen. */
-function scrollingTable(head, order, row, chosen, onChoose) {
+function scrollingTable(head, order, row, chosen, onChoose, scrolled) {
   const known = new Map();
   const made = (at) => known.get(at) ?? known.set(at, row(at)).get(at);
   const body = element("tbody");
@@ -76,7 +81,7 @@ function scrollingTable(head, order, row, chosen, onChoose) {
   };
   const place = order.indexOf(chosen);
   const firstAt = (at) => Math.max(0, Math.min(at - NUM_ROWS / 4, order.length - NUM_ROWS));
-  draw(firstAt(place));
+  draw(firstAt(scrolled === null ? place : Math.floor(scrolled / ROW_PX)));
   box.addEventListener("scroll", () => {
     const first = firstAt(Math.floor(box.scrollTop / ROW_PX));
     if (Math.abs(first - body.dataset.first) >= NUM_ROWS / 5) draw(first);
@@ -90,6 +95,10 @@ function scrollingTable(head, order, row, chosen, onChoose) {
   });
   if (order.length > NUM_ROWS) {
     requestAnimationFrame(() => {
+      if (scrolled !== null) {
+        box.scrollTop = scrolled;
+        return;
+      }
       const chosenPx = place * ROW_PX;
       const isSeen = chosenPx >= box.scrollTop && chosenPx < box.scrollTop + box.clientHeight - ROW_PX;
       if (!isSeen) box.scrollTop = chosenPx - box.clientHeight / 2;
@@ -111,7 +120,7 @@ function groupRow(at, completion, reward, advantage, isChosen, reach, onChoose) 
   const name = element(
     "button",
     { type: "button", class: "open", "aria-pressed": String(isChosen), onclick: () => onChoose(at) },
-    shortened(completion) || "(empty)",
+    visible(shortened(completion)) || "(empty)",
   );
   const cell = (text, kind = "number") => element("td", { class: kind }, text);
   const chosen = { class: isChosen ? "chosen" : null };

@@ -1,7 +1,10 @@
 // What each model read of a completion: its text, with what was truncated or left out.
 
-import { codePoints, counted, element } from "./dom.js";
+import { codePoints, counted, element, visible } from "./dom.js";
 import { errorText } from "./group.js";
+
+//: What stays in sight above a completion.
+const MARGIN_PX = 60;
 
 /** Show the renderings of one sample's models; ``chosen`` names the model that is shown. */
 export function readView(renderings, text, chosen, onChoose) {
@@ -15,6 +18,16 @@ export function readView(renderings, text, chosen, onChoose) {
     ),
     ...(one.error ? [element("p", { class: "bad" }, errorText(one.error))] : found(one, text)),
   ];
+}
+
+/** Scroll each text to its completion, which may be far below a long prompt. */
+export function scrollToCompletions(section) {
+  for (const box of section.querySelectorAll(".read-text")) {
+    const mark = box.querySelector("mark");
+    if (!mark) continue;
+    const below = mark.getBoundingClientRect().bottom - box.getBoundingClientRect().bottom;
+    if (below > 0) box.scrollTop = mark.getBoundingClientRect().top - box.getBoundingClientRect().top - MARGIN_PX;
+  }
 }
 
 function modelChoice(renderings, chosen, onChoose) {
@@ -71,7 +84,7 @@ function runs({ tokens, completion, dropped }) {
     const start = ends[at];
     const inside = (span) => span[0] <= start && end <= span[1];
     const name = completion && inside(completion) ? "mark" : "span";
-    const run = element(name, {}, tokens.slice(start, end).join(""));
+    const run = element(name, {}, visible(tokens.slice(start, end).join("")));
     run.title = `${counted(end - start, "token")}${name === "mark" ? " of the completion" : ""}`;
     if (!dropped.some(inside)) return run;
     run.title += ", truncated";
@@ -84,11 +97,11 @@ function leftOut({ model, left_out: spans }, text) {
   const parts = [];
   let at = 0;
   for (const [start, end] of spans) {
-    parts.push(points.slice(at, start).join(""));
-    parts.push(element("del", {}, points.slice(start, end).join("")));
+    parts.push(visible(points.slice(at, start).join("")));
+    parts.push(element("del", {}, visible(points.slice(start, end).join(""))));
     at = end;
   }
-  parts.push(points.slice(at).join(""));
+  parts.push(visible(points.slice(at).join("")));
   return [
     element("p", { class: "quiet" }, `The completion as it was sent; ${model} was not shown what is struck through:`),
     element("div", { class: "read-text" }, ...parts),

@@ -1,6 +1,6 @@
 // One recorded sample: what its line says, its text and its sum; what the line lacks is said.
 
-import { element, signed, words } from "./dom.js";
+import { element, signed, visible, words } from "./dom.js";
 import { paramsOf, sumView } from "./sum.js";
 import { reachOf, textView, viewsOf } from "./text.js";
 
@@ -41,7 +41,7 @@ function promptView(messages) {
       "div",
       { class: "message-of-prompt" },
       role ? element("span", { class: "quiet" }, `${role}: `) : null,
-      text || element("em", { class: "quiet" }, "empty"),
+      visible(text) || element("em", { class: "quiet" }, "empty"),
     ),
   );
   return element("div", { class: "prompt", tabindex: 0, role: "group", "aria-label": "Prompt" }, ...parts);

@@ -1,6 +1,6 @@
 // The report of `alarm replay`: charts, figures, and the samples that changed most.
 
-import { bars, histograms, keys, points, shares } from "./chart.js";
+import { bars, histograms, keys, points, shares } from "./replay_charts.js";
 import { byId, element, signed } from "./dom.js";
 import { aboutView, recordedSum, recordedText } from "./recorded.js";
 

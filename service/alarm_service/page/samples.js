@@ -10,7 +10,7 @@ export const MAX_LINES = 500;
 
 /** Build the samples of a form, as the server takes them. */
 export function samplesOf(form) {
-  if (form.lines?.trim()) return samplesOfLines(form.lines);
+  if (typeof form.lines === "string") return samplesOfLines(form.lines);
   const prompt = contentOf(form.prompt, "The prompt");
   const tools = toolsOf(form.tools ?? "");
   return form.completions.map((completion, at) => ({
@@ -25,6 +25,7 @@ export function samplesOf(form) {
 export function samplesOfLines(text) {
   const lines = text.split("\n").map((line, at) => ({ line: line.trim(), where: `Line ${at + 1}` }));
   const found = lines.filter(({ line }) => line).map(sampleOfLine);
+  if (!found.length) throw new Unusable("There are no lines: paste one sample a line.");
   if (found.length > MAX_LINES) {
     throw new Unusable(`There are ${found.length} lines; this page takes ${MAX_LINES} at most.`);
   }

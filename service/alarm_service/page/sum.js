@@ -58,8 +58,11 @@ export function partsOf(reward, params) {
   return { parts, start, rest: Math.abs(rest) > TOLERANCE ? rest : 0 };
 }
 
-/** Show the holistic score, the gate, the parts and the reward. */
-export function sumView(reward, params) {
+/**
+ * Show the holistic score, the gate, the parts and the reward; ``rival`` is another reward that it is
+ * compared with, and its name.
+ */
+export function sumView(reward, params, rival = null) {
   const { parts, start, rest } = partsOf(reward, params);
   const steps = parts.filter((part) => part.product !== null);
   const ends = steps.map((part) => part.start + part.product);
@@ -78,8 +81,30 @@ export function sumView(reward, params) {
   return [
     element("h2", {}, "How the reward came about"),
     gate(reward, params),
+    rival && difference(reward, params, rival),
     element("div", { class: "waterfall", role: "table", "aria-label": "Sum" }, ...rows),
-  ];
+  ].filter((one) => one !== null);
+}
+
+/** Say by which parts a reward differs from another one. */
+function difference(reward, params, { reward: other, name }) {
+  const [mine, others] = [reward, other].map((one) => partsOf(one, params));
+  const product = (part) => (part?.counts ? part.product : 0);
+  const changes = mine.parts.map((part, at) => [part.name, product(part) - product(others.parts[at])]);
+  changes.push(["rule", mine.rest - others.rest]);
+  const told = changes
+    .filter(([, change]) => Math.abs(change) > TOLERANCE)
+    .map(([part, change]) => `${part} ${signed(change)}`);
+  const total = reward.reward - other.reward;
+  if (!told.length) return element("p", { class: "difference" }, `As much as ${name}.`);
+  const gates = reward.admitted !== other.admitted && params.rule in SUMS && GATED.has(params.rule);
+  return element(
+    "p",
+    { class: "difference" },
+    `${plain(Math.abs(total))} ${total < 0 ? "less" : "more"} than ${name}` +
+      (gates ? `, whose gate is ${other.admitted ? "open" : "shut"}` : "") +
+      `: ${told.join(", ")}.`,
+  );
 }
 
 function gate({ holistic, admitted }, params) {
@@ -130,26 +155,51 @@ function partRow(part, params, scale) {
   }
   const product = `${plain(part.weight)} × ${signed(part.value)}`;
   const detail = part.aspect ? `weight × shaped = ${product}` : `weight × z = ${product}`;
+  const shape = params.shapes[part.name];
   return row({
     title: part.name,
     detail: part.counts || !(params.rule in SUMS) ? detail : `${detail}; not counted`,
-    before: part.aspect ? segmentsOf(part.aspect) : null,
+    before: part.aspect ? segmentsOf(part.aspect, shape) : null,
     bar: bar(part.start, part.product, scale, part.counts ? "counted" : "uncounted"),
     number: part.counts ? signed(part.product) : `(${signed(part.product)})`,
     kind: part.counts ? "part" : "none",
   });
 }
 
-function segmentsOf(aspect) {
+function segmentsOf(aspect, shape) {
+  const facts = [judgedOf(aspect), shapedOf(aspect, shape)].filter((one) => one !== null);
+  return facts.length ? facts.join("; ") : null;
+}
+
+//: Different values before shaping that are named.
+const MOST_VALUES = 3;
+
+/** Say which values were shaped: those of labels, or of scores as the recipe scales them. */
+function shapedOf({ values }, shape) {
+  if (!values) return null;
+  const raw = values.raw.map((value) => value * (shape?.scale ?? 1));
+  const numbers = new Map();
+  for (const value of raw) {
+    const text = signed(value);
+    numbers.set(text, (numbers.get(text) ?? 0) + 1);
+  }
+  const sum = raw.reduce((total, one) => total + one, 0);
+  const told = [...numbers].map(([text, number]) => (number > 1 ? `${number} × ${text}` : text));
+  const many = `${raw.length} values, mean ${signed(sum / raw.length)}`;
+  const before = numbers.size > MOST_VALUES ? many : told.join(", ");
+  return `before shaping${shape ? ` (${shape.shaping})` : ""}: ${before}`;
+}
+
+function judgedOf(aspect) {
   if (!aspect.segments) return null;
   const read = aspect.segments.filter((segment) => segment.score !== null);
-  if (!read.length) return "before shaping: no segment to judge";
+  if (!read.length) return "no segment to judge";
   const labels = new Map();
   for (const { label } of read) labels.set(label, (labels.get(label) ?? 0) + 1);
   const found = [...labels].map(([label, number]) => `${number} ${label ?? "graded"}`).join(", ");
   const mean = read.reduce((sum, one) => sum + one.score, 0) / read.length;
   const segments = counted(read.length, "segment");
-  return `before shaping: ${segments} (${found}), mean score ${signed(mean)}`;
+  return `${segments} (${found}), mean score ${signed(mean)}`;
 }
 
 function restRow(rest, start, params, scale) {

@@ -1,6 +1,6 @@
 // A completion with its tokens, words or segments colored by value.
 
-import { codePoints, element, signed } from "./dom.js";
+import { codePoints, element, signed, visible } from "./dom.js";
 
 /** Return the names of the views of a reward: the total, then each aspect. */
 export const viewsOf = (reward) => ["total", ...Object.keys(reward.aspects)];
@@ -83,7 +83,7 @@ export function textView(sample, reward, view, reach, onChoose) {
 /** Write a text with its pieces marked; return the note of each mark. */
 function drawPieces(body, text, pieces, reach) {
   const points = codePoints(text);
-  const slice = (start, end) => points.slice(start, end).join("");
+  const slice = (start, end) => visible(points.slice(start, end).join(""));
   const notes = new Map();
   let at = 0;
   for (const piece of pieces) {

@@ -1,6 +1,6 @@
 // `alarm view`: a list of recorded samples beside the views of the one that is chosen.
 
-import { byId, counted, element, plain, signed } from "./dom.js";
+import { byId, counted, element, plain, signed, visible } from "./dom.js";
 import { errorText, groupView } from "./group.js";
 import { virtualList } from "./list.js";
 import { aboutView, recordedSum, recordedText, titleOf } from "./recorded.js";
@@ -14,6 +14,7 @@ const SEARCH_DELAY_MS = 200;
 
 const COLUMNS = [
   ["order", "#"],
+  ["time", "Time"],
   ["reward", "Reward"],
   ["z", "z"],
   ["length", "Chars"],
@@ -25,6 +26,7 @@ const view = {
   source: sourceOf(),
   overview: null,
   deviations: null,
+  hasTimes: false,
   orders: new Map(),
   list: null,
   sort: { key: "order", isDescending: false },
@@ -35,6 +37,9 @@ const view = {
   numSearches: 0,
 };
 
+/** Return the columns of the list; older captures and `alarm score` have no times. */
+const shownColumns = () => COLUMNS.filter(([key]) => key !== "time" || view.hasTimes);
+
 const number = (at) => (view.overview.numbers ? view.overview.numbers[at] : at) + 1;
 
 async function start() {
@@ -42,6 +47,8 @@ async function start() {
     view.overview = await view.source.overview();
     const { columns } = view.overview;
     view.deviations = deviationsOf(columns);
+    view.hasTimes = columns.time.some((time) => time !== null);
+    byId("browse").classList.toggle("timed", view.hasTimes);
     describe();
     drawFilters();
     byId("search").addEventListener("input", searchSoon);
@@ -156,13 +163,14 @@ function arrange() {
 
 function drawColumns() {
   const { key: sorted, isDescending } = view.sort;
-  const heads = COLUMNS.map(([key, title]) => {
+  const heads = shownColumns().map(([key, title]) => {
     if (!key) return element("span", {}, title);
     const arrow = key === sorted ? (isDescending ? " ↓" : " ↑") : "";
     const direction = isDescending ? "descending" : "ascending";
     const button = element("button", { type: "button", class: "sort" }, `${title}${arrow}`);
     button.setAttribute("aria-label", `${title}${key === sorted ? `, ${direction}` : ""}`);
     if (key === "order") button.title = "In the order of the files";
+    if (key === "time") button.title = "When it was answered, in UTC";
     button.dataset.key = key;
     button.addEventListener("click", () => {
       view.sort = { key, isDescending: key === sorted && !isDescending };
@@ -181,12 +189,19 @@ function cellsOf(at) {
   const isFailed = columns.error[at] >= 0;
   return [
     cell(number(at), "number quiet"),
+    view.hasTimes ? cell(utc(columns.time[at]).slice(11, 19), "number quiet") : null,
     isFailed ? cell("none", "number bad") : cell(signed(columns.reward[at])),
     zCell(columns.z[at], columns.admitted[at]),
     cell(columns.length[at] ?? ""),
     cell(Number.isNaN(deviation) ? "" : plain(deviation), deviation < 1e-9 ? "number flat" : "number"),
-    isFailed ? cell(errors[columns.error[at]], "excerpt bad") : cell(columns.excerpt[at], "excerpt"),
+    isFailed ? cell(errors[columns.error[at]], "excerpt bad") : cell(visible(columns.excerpt[at]), "excerpt"),
   ];
+}
+
+/** Write a time in seconds as date and time in UTC. */
+function utc(seconds) {
+  const time = new Date(1000 * (seconds ?? NaN));
+  return Number.isNaN(time.getTime()) ? "" : time.toISOString();
 }
 
 /** Show z, and whether it opened the gate. */
@@ -245,6 +260,7 @@ function drawAbout(at, sample) {
   const { columns, origins } = view.overview;
   const { recipe, fingerprint, overrides } = origins[columns.origin[at]];
   const facts = [
+    ["time", utc(columns.time[at])],
     ["recipe", recipe],
     ["fingerprint", fingerprint],
     ["overrides", overrides && JSON.stringify(overrides)],

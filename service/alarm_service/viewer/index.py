@@ -11,7 +11,7 @@ import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,7 +73,6 @@ class RewardIndex:
     ) -> None:
         if samples is not None and len(files) != 1:
             raise ViewError("--samples belongs to one file of rewards, so name one file")
-        self.files = list(files)
         self._recipes = {recipe.name: recipe for recipe in recipes}
         self._places: list[Place] = []
         self._sample_places: list[Place] = []
@@ -87,7 +86,7 @@ class RewardIndex:
             texts = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the stack
             self._texts = self._stack.enter_context(texts)
             self._text_starts = array("Q")
-            self._sources = [self._stack.enter_context(file.open("rb")) for file in files]
+            self._sources = self._opened(files)
             self._samples = (
                 None if samples is None else self._stack.enter_context(samples.open("rb"))
             )
@@ -96,6 +95,19 @@ class RewardIndex:
         except BaseException:
             self._stack.close()
             raise
+
+    def _opened(self, files: Sequence[Path]) -> list[BinaryIO]:
+        """Open the files that still exist: a server removes the oldest of a capture."""
+        self.files: list[Path] = []
+        sources: list[BinaryIO] = []
+        for file in files:
+            with suppress(FileNotFoundError):
+                sources.append(self._stack.enter_context(file.open("rb")))
+                self.files.append(file)
+        self._num_removed = len(files) - len(sources)
+        if not sources:
+            raise ViewError(f"{', '.join(map(str, files[:3]))}: no such file")
+        return sources
 
     def __enter__(self) -> RewardIndex:
         return self
@@ -141,6 +153,7 @@ class RewardIndex:
         """Say what of the files is not shown, and what they do not contain."""
         skipped = self._skipped
         found = {
+            f"{self._num_removed} files were removed before they were read.": self._num_removed,
             f"{skipped.num_scores} samples of /score have no reward and are not "
             "shown.": skipped.num_scores,
             f"{skipped.num_unusable} lines are no rewards and are not shown: "
@@ -246,6 +259,7 @@ class RewardIndex:
             "reward": _rounded(reward["reward"]),
             "z": _rounded(holistic.get("normalized") if isinstance(holistic, dict) else None),
             "length": length_of(sample, completion),
+            "time": _rounded(line.time),
             "group": self._number("group", _group_key(line, prompt, len(self._text_starts))),
             "origin": self._origin(line),
             "error": -1
@@ -294,7 +308,7 @@ class RewardIndex:
 
 #: What the list sorts, filters and shows.
 _COLUMNS = (
-    "reward", "z", "length", "group", "origin", "error", "admitted", "truncated", "excerpt",
+    "reward", "z", "length", "time", "group", "origin", "error", "admitted", "truncated", "excerpt",
 )  # fmt: skip
 
 _JOINED = "--samples is the file that alarm score read, whose lines are those of the rewards"

@@ -39,6 +39,7 @@ class RewardLine:
     fingerprint: str | None = None
     overrides: Mapping[str, Any] | None = None
     constants: Mapping[str, Any] | None = None
+    time: float | None = None
 
     @property
     def is_redacted(self) -> bool:
@@ -65,6 +66,7 @@ def reward_line(value: object) -> RewardLine | None:
             _text_in(value, "fingerprint"),
             _object_in(value, "overrides"),
             _object_in(value, "constants"),
+            _number_in(value, "time"),
         )
     sample = value.get("sample")
     return RewardLine(_required(value), sample if isinstance(sample, dict) else value)
@@ -86,6 +88,11 @@ def _required(reward: Mapping[str, Any]) -> Mapping[str, Any]:
 def _text_in(value: Mapping[str, Any], key: str) -> str | None:
     found = value.get(key)
     return found if isinstance(found, str) else None
+
+
+def _number_in(value: Mapping[str, Any], key: str) -> float | None:
+    found = value.get(key)
+    return None if isinstance(found, bool) or not isinstance(found, int | float) else found
 
 
 def _object_in(value: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:

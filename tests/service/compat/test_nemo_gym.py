@@ -1,5 +1,6 @@
 """NeMo Gym's `/verify`: conversations of the Responses API, rewarded and sent back."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ from recording_server import error_of, post, recording_server
 from standin import FIGURE_1
 
 from alarm_models.types import Message, ToolCall
+from alarm_service.api.compat.nemo_gym import masked_answer
+from alarm_service.errors import SampleFailed
 
 PATH = "/compat/nemo-gym/plain/verify"
 
@@ -206,3 +209,12 @@ async def test_nemo_gym_failed_rollout_is_masked_with_its_failure_where_asked() 
                 "_ng_failure_class": kind,
                 "instance_config": {"id": 1, "mask_sample": True},
             }
+
+
+def test_nemo_gym_rollout_over_the_judges_budget_may_be_judged_again() -> None:
+    failure = SampleFailed("budget_exceeded", "used up")
+    body = json.loads(masked_answer(b"{}", failure).body)
+    assert (body["failure_kind"], body["failure_reason"]) == (
+        "judge_failed",
+        "budget_exceeded: used up",
+    )

@@ -30,6 +30,9 @@ _SHARES = {1: 1.0, 2: 0.0, 0: 0.5}
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
+#: The part of an answer, its end, in which a ranking is looked for, in characters.
+_MAX_CHARS = 200_000
+
 
 @dataclass(frozen=True, slots=True)
 class PairQuestion:
@@ -54,7 +57,7 @@ class PairQuestion:
         """Return what the first completion wins; raise `SampleError`."""
         answer, text = read_object(reply, self.mark)
         better = answer.get("better")
-        if isinstance(better, bool) or better not in _SHARES:
+        if not isinstance(better, int) or isinstance(better, bool) or better not in _SHARES:
             raise _unread(f'has no "better" of 0, 1 or 2: {text[:200]!r}')
         return _SHARES[better]
 
@@ -114,7 +117,7 @@ class RankingQuestion:
         if reply.is_cut or reply.is_refused:
             raise _unread(f"was cut off or is a refusal: {reply.text[-200:]!r}")
         try:
-            text = answer_part(reply.text)
+            text = answer_part(reply.text[-_MAX_CHARS:])
         except RatingError as error:
             raise _unread(str(error)) from error
         rankings = [_ranking(found) for found in _OBJECT.findall(text)]
@@ -127,7 +130,7 @@ class RankingQuestion:
 def _ranking(text: str) -> int | None:
     try:
         ranking = json.loads(text).get("ranking")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_known = isinstance(ranking, int) and not isinstance(ranking, bool) and 1 <= ranking <= 6
     return ranking if is_known else None

@@ -51,7 +51,7 @@ class AnswerCache:
 
     The answers that were used least recently are removed once their sum exceeds ``max_bytes``.
     Questions are stored as digests only. A cache that fails later, such as on a full disk, is
-    logged once and answers nothing.
+    logged once, and stores nothing.
     """
 
     def __init__(self, folder: str, max_bytes: int) -> None:
@@ -100,13 +100,17 @@ class AnswerCache:
                 row = rows.fetchone()
                 if row is None:
                     return None
-                self._database.execute(
-                    "UPDATE answers SET used = ? WHERE key = ?", (time.time(), key)
-                )
-                return json.loads(row[0])
+                answer = json.loads(row[0])
             except (sqlite3.Error, ValueError) as error:
                 self._tell(error)
                 return None
+            try:
+                self._database.execute(
+                    "UPDATE answers SET used = ? WHERE key = ?", (time.time(), key)
+                )
+            except sqlite3.Error as error:  # on a full disk, stored answers can still be read
+                self._tell(error)
+            return answer
 
     def _put(self, key: str, answer: str) -> None:
         num_bytes = len(key) + len(answer.encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +17,12 @@ from alarm_models.recipe.specs import EndpointSpec
 from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
+from alarm_models.reward_models.remote.http import (
+    UNAVAILABLE,
+    UNEXPECTED_FORMAT,
+    RemoteClient,
+    RequestFailed,
+)
 from alarm_models.types import JudgeTotals, JudgeUsage
 
 __all__ = [
@@ -31,14 +36,11 @@ __all__ = [
 _PATH = "/v1/chat/completions"
 _IDENTITY_PATH = "/v1/models"
 
-#: Errors from a response of another format.
-_UNEXPECTED_SHAPE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
-_UNAVAILABLE = frozenset({429, 502, 503, 504})
-
 #: Statuses by which servers refuse `response_format`.
 _REFUSED = frozenset({400, 404, 415, 422, 501})
+
+#: Why an answer ended before the judge ended it: the same question may get another.
+_CUT_OR_REFUSED = frozenset({"length", "content_filter", "abort", "error"})
 
 #: Characters of a token, for estimates before the server has counted; few, so as not to overspend.
 _CHARS_PER_TOKEN = 3
@@ -89,6 +91,12 @@ class JudgeReply:
     def is_cut(self) -> bool:
         """Whether the answer reached the limit of tokens."""
         return self.finish_reason == "length"
+
+    @property
+    def is_worth_storing(self) -> bool:
+        """Whether the judge ended an answer that is not empty and no refusal."""
+        is_ended = self.refusal is None and self.finish_reason not in _CUT_OR_REFUSED
+        return is_ended and bool(self.text.strip())
 
     @property
     def is_refused(self) -> bool:
@@ -194,7 +202,7 @@ class JudgeEndpoint:
         if self._cache is not None:
             stored = await self._cache.get(key)
             if stored is not None:
-                with suppress(*_UNEXPECTED_SHAPE):  # written by another version
+                with suppress(*UNEXPECTED_FORMAT):  # written by another version
                     replies = tuple(map(_reply_of_json, stored))
                     usage = JudgeUsage(num_cached=1)
                     self._count(usage=usage)
@@ -207,13 +215,13 @@ class JudgeEndpoint:
         except RequestFailed as failed:
             self._count(failed=1)
             raise SampleError("model_failed", str(failed)) from failed
-        except _UNEXPECTED_SHAPE as error:
+        except UNEXPECTED_FORMAT as error:
             self._count(failed=1)
             raise SampleError(
                 "model_failed",
                 f"the judge's response has an unknown format: {excerpt(repr(error))}",
             ) from error
-        if self._cache is not None:
+        if self._cache is not None and all(one.is_worth_storing for one in result.replies):
             await self._cache.put(key, [asdict(reply) for reply in result.replies])
         return result
 
@@ -225,9 +233,9 @@ class JudgeEndpoint:
         except RequestFailed as failed:
             if failed.status in (404, 405):
                 return ""  # not every server has the route
-            is_away = failed.status is None or failed.status in _UNAVAILABLE
+            is_away = failed.status is None or failed.status in UNAVAILABLE
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
-        except _UNEXPECTED_SHAPE as error:
+        except UNEXPECTED_FORMAT as error:
             raise CheckpointError(
                 f"the judge at {urlsplit(self._base).hostname} does not respond as an "
                 f"OpenAI-compatible server: {excerpt(repr(error))}"
@@ -294,17 +302,23 @@ class JudgeEndpoint:
             raise RuntimeError("the endpoint was not opened")
         budget = self._limits.budget
         estimate = self._estimate(body)
-        settled = []
+        settled: list[Callable[[Expense], None]] = []
 
-        async def admit() -> None:
+        def release(failed: RequestFailed) -> None:
+            """Take a refused request, which uses no tokens, out of the budget."""
+            if failed.status is not None and settled:
+                settled[-1](Expense())
+
+        async def admit(failed: RequestFailed | None) -> None:
+            if failed is not None:
+                release(failed)
             settled.append(await budget.enter(estimate))
             self._count(usage=JudgeUsage(num_requests=1))
 
         try:
             answer = await self._client.request("POST", _PATH, body, admit)
         except RequestFailed as failed:
-            if failed.status is not None and settled:
-                settled[-1](Expense())  # a refused request uses no tokens
+            release(failed)
             raise
         usage = self._usage(answer, estimate)
         self._count(usage=usage)

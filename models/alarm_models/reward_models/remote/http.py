@@ -21,7 +21,16 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 
-__all__ = ["RemoteClient", "RequestFailed", "is_retryable"]
+__all__ = ["UNAVAILABLE", "UNEXPECTED_FORMAT", "RemoteClient", "RequestFailed", "is_retryable"]
+
+#: Errors from reading a response of another format.
+UNEXPECTED_FORMAT = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
+    ValueError,
+)  # fmt: skip
+
+#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
+UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 #: Transient statuses; a server that lost one batch responds with 500.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -94,21 +103,24 @@ class RemoteClient:
         method: str,
         path: str,
         body: object = None,
-        admit: Callable[[], Awaitable[None]] | None = None,
+        admit: Callable[[RequestFailed | None], Awaitable[None]] | None = None,
     ) -> Any:
         """Return the JSON of the response, after retries; raise `RequestFailed`.
 
-        ``admit`` is awaited before each attempt; what it raises is passed on.
+        ``admit`` is awaited before each attempt, with the failure of the one before; what it raises
+        is passed on.
         """
         num_retries = 0
+        before: RequestFailed | None = None
         while True:
             if admit is not None:
-                await admit()
+                await admit(before)
             try:
                 return await self.attempt(method, path, body)
             except RequestFailed as failed:
                 if not failed.is_passing or num_retries >= self._spec.max_retries:
                     raise
+                before = failed
                 wait_s = backoff_s(num_retries, failed.headers)
             await asyncio.sleep(wait_s)
             num_retries += 1

@@ -18,7 +18,12 @@ from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.registry import host_kind
 from alarm_models.reward_models.remote.apis import api_of
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.reward_models.remote.http import RemoteClient, RequestFailed
+from alarm_models.reward_models.remote.http import (
+    UNAVAILABLE,
+    UNEXPECTED_FORMAT,
+    RemoteClient,
+    RequestFailed,
+)
 from alarm_models.reward_models.remote.servers import Servers
 from alarm_models.types import Sample, Score
 
@@ -26,15 +31,6 @@ __all__ = ["RemoteModel"]
 
 #: Two samples whose logits are unlikely to be both within [0, 1].
 _PROBES = (Sample("Is it warm?", "It is."), Sample("Is it cold?", "No! It is not, not at all."))
-
-#: Errors from a response of another format.
-_UNEXPECTED_SHAPE = (
-    ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError,
-    ValueError,
-)  # fmt: skip
-
-#: Statuses of a server, or a proxy, that is busy, starting or unavailable.
-_UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 #: Keys of the spec that do not affect scores.
 _WITHOUT_EFFECT = frozenset(
@@ -81,7 +77,7 @@ class RemoteModel(HostModel):
             self._identity = self._servers.identity
         except RequestFailed as failed:
             await self.close()
-            is_away = failed.status in _UNAVAILABLE or (failed.status is None and failed.is_passing)
+            is_away = failed.status in UNAVAILABLE or (failed.status is None and failed.is_passing)
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except BaseException:
             await self.close()
@@ -95,7 +91,7 @@ class RemoteModel(HostModel):
                 await client.attempt("POST", self._api.path, self._api.body(_probes(self._spec)))
             identity = await self._server_identity(client)
             await self._require_raw(client)
-        except _UNEXPECTED_SHAPE as error:
+        except UNEXPECTED_FORMAT as error:
             raise CheckpointError(
                 f"{client.url} does not respond as api `{self._spec.api}`: {excerpt(repr(error))}"
             ) from error
@@ -151,7 +147,7 @@ class RemoteModel(HostModel):
             try:
                 # In a thread, as a recipe's pattern may be slow.
                 return await asyncio.to_thread(self._outcomes, answer, samples)
-            except _UNEXPECTED_SHAPE as error:
+            except UNEXPECTED_FORMAT as error:
                 message = f"the response has an unknown format: {excerpt(repr(error))}"
                 raise RequestFailed(
                     message, httpx.codes.OK, is_passing=False, is_of_server=True

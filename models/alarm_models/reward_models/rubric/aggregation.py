@@ -32,12 +32,14 @@ def score_of_verdicts(
     met: dict[str, float] = {}
     segments: dict[str, tuple[SegmentScore, ...]] = {}
     skipped = list(rubric.left_out)
+    reason = ""
     for criterion, verdict in zip(rubric.criteria, verdicts, strict=True):
         if isinstance(verdict, SampleError):
             if not skips_failed:
                 message = f"criterion {quoted(criterion.name)}: {verdict.message}"
                 raise SampleError(verdict.code, message)
             skipped.append(criterion.name)
+            reason = reason or f"; of {quoted(criterion.name)}: {verdict.message}"
             continue
         met[criterion.name] = verdict.met
         if verdict.spans:
@@ -45,8 +47,12 @@ def score_of_verdicts(
             segments[criterion.name] = tuple(
                 SegmentScore(span, label, verdict.met, None) for span in verdict.spans
             )
+    try:
+        value = rubric_score(rubric.criteria, met)
+    except SampleError as error:
+        raise SampleError(error.code, f"{error.message}{reason}") from error
     return Score(
-        rubric_score(rubric.criteria, met),
+        value,
         None,
         0,
         False,
@@ -91,5 +97,7 @@ def _counted(criteria: Sequence[Criterion], met: Mapping[str, float]) -> dict[st
     graph = {name: one.requires for name, one in by_name.items()}
     for name in TopologicalSorter(graph).static_order():
         requirements = by_name[name].requires if name in by_name else ()
-        counted[name] = met.get(name, 1.0) * math.prod(counted[one] for one in requirements)
+        counted[name] = met.get(name, 1.0) * math.prod(
+            counted[one] for one in dict.fromkeys(requirements)
+        )
     return counted

@@ -8,7 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from alarm_models.errors import SampleError
@@ -49,6 +49,11 @@ _MAX_CHARS = 200_000
 #: Quotes of one criterion that are looked for, and the length of each.
 _MAX_QUOTES = 20
 _MAX_QUOTE_CHARS = 2000
+
+#: Passages of one criterion's quotes that are looked for: a quote has one more than ellipses.
+_MAX_PASSAGES = 200
+
+_ELLIPSIS = re.compile(r"\.\.\.|…")
 
 #: White space, typographic quotes and dashes are equal when a quote is looked for.
 _ALIKE = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
@@ -237,13 +242,13 @@ def quoted_spans(completion: str, quotes: Sequence[str]) -> tuple[Span, ...]:
         word = bisect_right(starts, at) - 1
         return words[word][0] + at - starts[word]
 
+    parts = [part for quote in quotes for part in _ELLIPSIS.split(without_invisible(quote))]
+    passages = dict.fromkeys(" ".join(map(_alike, part.split())) for part in parts)
     spans: list[Span] = []
-    for quote in quotes:
-        for part in re.split(r"\.\.\.|…", without_invisible(quote)):
-            wanted = " ".join(map(_alike, part.split()))
-            at = text.find(wanted) if wanted else -1
-            if at >= 0:
-                spans.append(Span(original(at), original(at + len(wanted) - 1) + 1))
+    for passage in islice(filter(None, passages), _MAX_PASSAGES):
+        at = text.find(passage)
+        if at >= 0:
+            spans.append(Span(original(at), original(at + len(passage) - 1) + 1))
     return tuple(_merged(spans))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from alarm_models.errors import SampleError, quoted
-from alarm_models.recipe.specs import CriterionSpec, RubricSpec
+from alarm_models.recipe.specs import MAX_NAME_CHARS, CriterionSpec, RubricSpec
 from alarm_models.types import Sample
 
 __all__ = ["Criterion", "Rubric", "rubric_of"]
@@ -119,7 +119,6 @@ def _criterion(given: Any, key: str, default_name: str) -> Criterion:
     if isinstance(text, str) and (begun := _IMPORTANCE.match(text)):
         text = text[begun.end() :]
         importance = importance or begun[1]
-    name = _first(given, _NAMES)
     table: dict[str, Any] = {"text": text, "weight": _first(given, _WEIGHTS)}
     table["importance"] = importance.lower() if isinstance(importance, str) else importance
     table["requires"] = given.get("requires") or ()
@@ -129,7 +128,22 @@ def _criterion(given: Any, key: str, default_name: str) -> Criterion:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, (key, *first["loc"])))
         raise _invalid(f"{where}: {first['msg']}") from error
-    return Criterion.of_spec(default_name if name is None else str(name), spec)
+    return Criterion.of_spec(_name(given, key) or default_name, spec)
+
+
+def _name(given: Mapping[str, Any], key: str) -> str:
+    """Return the name of a criterion, empty if it has none."""
+    name = _first(given, _NAMES)
+    if name is None:
+        return ""
+    if isinstance(name, int):
+        return quoted(name)
+    if not isinstance(name, str) or len(name) > MAX_NAME_CHARS:
+        raise _invalid(
+            f"{key}: its name must be a text of at most {MAX_NAME_CHARS} characters, not "
+            f"{quoted(name)}"
+        )
+    return name.strip()
 
 
 def _first(given: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -27,7 +27,13 @@ from alarm_models.types import Message, Reward, Sample, Score
 from alarm_service.api.auth import caller_of
 from alarm_service.api.compat.conversation import SplitError, Texts, split_prompt
 from alarm_service.api.compat.templates import MAX_ENDS, MAX_MARKER, TEMPLATES, ChatTemplate, marked
-from alarm_service.api.deps import EngineOf, SettingsOf, TimeoutMs, run_until_disconnect, timeout_s
+from alarm_service.api.deps import (
+    TimeoutMs,
+    engine_of,
+    run_until_disconnect,
+    settings_of,
+    timeout_s,
+)
 from alarm_service.api.off_loop_bodies import REQUESTS_PER_ROLLOUT
 from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
@@ -306,7 +312,7 @@ class CompatCall:
     """One trainer's request."""
 
     request: Request
-    engine: EngineOf
+    engine: RewardEngine
     settings: Settings
     timeout_ms: int | None
 
@@ -341,11 +347,9 @@ class CompatCall:
                 _log.info("sample", prompt=sample.prompt_text, completion=sample.completion_text)
 
 
-async def _call(
-    request: Request, engine: EngineOf, settings: SettingsOf, timeout_ms: TimeoutMs = None
-) -> CompatCall:
+async def _call(request: Request, timeout_ms: TimeoutMs = None) -> CompatCall:
     """Return what a route needs of a request."""
-    return CompatCall(request, engine, settings, timeout_ms)
+    return CompatCall(request, engine_of(request), settings_of(request), timeout_ms)
 
 
 CallOf = Annotated[CompatCall, Depends(_call)]

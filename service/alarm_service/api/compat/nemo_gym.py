@@ -36,7 +36,7 @@ _EXAMPLE: dict[str, Any] = {
 #: Gym's names of failures: of a judge, which it may ask again, and of anything else.
 _JUDGE_FAILED, _VERIFIER_ERROR = "judge_failed", "verifier_error"
 #: Error codes of samples that may succeed later.
-_PASSING = frozenset({"model_failed"})
+_PASSING = frozenset({"model_failed", "budget_exceeded"})
 
 #: Where the parts of an item hold text.
 _TEXT_OF_PART = {

@@ -1,8 +1,7 @@
-// Charts as SVG, drawn here: histograms, points, and shares of a whole.
+// Charts of the report of `alarm replay`: two histograms, points, bars and shares of a whole.
 
+import { shape, ticks } from "./charts.js";
 import { element, plain } from "./dom.js";
-
-const SVG = "http://www.w3.org/2000/svg";
 
 const WIDTH = 600;
 const BARS_WIDTH = 400;
@@ -13,22 +12,15 @@ const TOP = 10;
 const RIGHT = 12;
 
 const NUM_BINS = 40;
-
-/** Create an element of SVG. */
-function drawn(tag, attributes = {}, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
-  made.append(...children);
-  return made;
-}
+const MAX_TICKS = 6;
 
 function canvas(title, height, width, ...children) {
   const attributes = { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title };
-  return drawn("svg", attributes, ...children);
+  return shape("svg", attributes, ...children);
 }
 
 const label = (x, y, text, anchor = "middle", kind = "") =>
-  drawn("text", { x, y, "text-anchor": anchor, class: kind }, text);
+  shape("text", { x, y, "text-anchor": anchor, class: kind }, text);
 
 function scale(low, high, from, to) {
   const width = high - low || 1;
@@ -48,16 +40,6 @@ function endsOf(values) {
   return [low - margin, high + margin];
 }
 
-/** Return at most ``most`` round numbers between two ends. */
-export function ticks(low, high, most = 6) {
-  const rough = (high - low) / most;
-  const size = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= rough);
-  const found = [];
-  for (let at = Math.ceil(low / step); at * step <= high; at += 1) found.push(at * step);
-  return found;
-}
-
 /** Write the numbers of an axis with as many digits as tell them apart. */
 function tickLabels(all) {
   const step = all.length > 1 ? all[1] - all[0] : 1;
@@ -66,10 +48,10 @@ function tickLabels(all) {
 }
 
 function axis(low, high, across) {
-  const all = ticks(low, high);
+  const all = ticks(low, high, MAX_TICKS);
   const labels = tickLabels(all);
   return all.flatMap((value, at) => [
-    drawn("line", {
+    shape("line", {
       x1: across(value),
       x2: across(value),
       y1: TOP,
@@ -111,8 +93,8 @@ export function histograms(title, before, now) {
     ...axis(low, high, across),
     label(LEFT - 6, up(most) + 10, String(most), "end"),
     label(LEFT - 6, up(0), "0", "end"),
-    drawn("path", { d: steps(current), class: "now" }),
-    drawn("path", { d: steps(old), class: "before" }),
+    shape("path", { d: steps(current), class: "now" }),
+    shape("path", { d: steps(old), class: "before" }),
   );
 }
 
@@ -122,12 +104,12 @@ export function points(title, pairs, kindOf) {
   const [low, high] = endsOf(pairs.map(([, now]) => now));
   const across = scale(left, right, LEFT, WIDTH - RIGHT);
   const up = scale(low, high, HEIGHT - BOTTOM, TOP);
-  const sides = ticks(low, high);
+  const sides = ticks(low, high, MAX_TICKS);
   const [from, to] = [Math.max(left, low), Math.min(right, high)];
   const equal = { x1: across(from), y1: up(from), x2: across(to), y2: up(to), class: "equal" };
   const labels = tickLabels(sides);
   const marks = pairs.map((pair) =>
-    drawn("circle", { cx: across(pair[0]), cy: up(pair[1]), r: 2.2, class: kindOf(pair) }),
+    shape("circle", { cx: across(pair[0]), cy: up(pair[1]), r: 2.2, class: kindOf(pair) }),
   );
   return canvas(
     title,
@@ -135,7 +117,7 @@ export function points(title, pairs, kindOf) {
     WIDTH,
     ...axis(left, right, across),
     ...sides.map((value, at) => label(LEFT - 6, up(value) + 4, labels[at], "end")),
-    ...(from < to ? [drawn("line", equal)] : []),
+    ...(from < to ? [shape("line", equal)] : []),
     ...marks,
   );
 }
@@ -147,7 +129,7 @@ export function bars(title, rows) {
   const along = scale(0, most, 130, BARS_WIDTH - 60);
   const shapes = rows.flatMap(([name, value], at) => [
     label(122, TOP + 30 * at + 17, name, "end", "value"),
-    drawn("rect", {
+    shape("rect", {
       x: 130,
       y: TOP + 30 * at + 3,
       width: along(value) - 130,
@@ -165,10 +147,10 @@ export function shares(title, parts) {
   let at = 0;
   const shapes = parts.map(([name, number, kind]) => {
     const width = ((WIDTH - 2) * number) / total;
-    const shape = drawn("rect", { x: 1 + at, y: 2, width, height: 26, class: kind });
-    shape.append(drawn("title", {}, `${name}: ${number}`));
+    const bar = shape("rect", { x: 1 + at, y: 2, width, height: 26, class: kind });
+    bar.append(shape("title", {}, `${name}: ${number}`));
     at += width;
-    return shape;
+    return bar;
   });
   return canvas(title, 30, WIDTH, ...shapes);
 }
@@ -176,7 +158,7 @@ export function shares(title, parts) {
 /** Explain classes: pairs of a class and its words. */
 export function keys(all) {
   const mark = (kind) =>
-    drawn("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, drawn("rect", {
+    shape("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, shape("rect", {
       x: 1,
       y: 1,
       width: 8,
