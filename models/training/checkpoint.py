@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertModel
 
-__all__ = ["HEADS", "MiniModel", "start", "write"]
+__all__ = ["HEADS", "NUM_LAYERS", "MiniModel", "start", "write"]
 
 #: The lower half of the encoder's layers; the upper ones encode sentence similarity.
-_NUM_LAYERS = 3
+NUM_LAYERS = 3
 
 #: Multiples of the distance of the pretrained token types, for words that are not copied, copied,
-#: supported, elsewhere in the prompt, repeated, or altered (`word_types`).
-_TYPES = (0.0, 4.0, 2.0, -2.0, 8.0, -4.0)
+#: supported, elsewhere in the prompt, repeated, altered, or unsupported names (`word_types`).
+_TYPES = (0.0, 4.0, 2.0, -1.0, 8.0, -4.0, -2.0)
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
@@ -47,7 +47,7 @@ def start(folder: Path) -> MiniModel:
         if "hidden_size" in json.loads(path.read_text())
     ]
     encoder = BertModel.from_pretrained(
-        config.parent, add_pooling_layer=False, num_hidden_layers=_NUM_LAYERS
+        config.parent, add_pooling_layer=False, num_hidden_layers=NUM_LAYERS
     ).eval()
     first, second = encoder.embeddings.token_type_embeddings.weight.detach()
     types = torch.stack([first + times * (second - first) for times in _TYPES])

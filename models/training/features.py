@@ -27,6 +27,7 @@ __all__ = [
     "marked_by_fault",
     "marked_by_people",
     "prepared",
+    "without_errors",
 ]
 
 ASPECTS = {"factuality": "factuality_rm", "relevance": "relevance_rm"}
@@ -82,6 +83,23 @@ def marked_by_people(question: Question) -> dict[str, list[Marked]]:
     return found
 
 
+def without_errors(question: Question) -> str:
+    """Return the first answer without the sentences in which people marked an error.
+
+    Empty if they marked none, or all.
+    """
+    text = question.answers[0]
+    spans = sentences(text)
+    kept = [
+        one
+        for one in spans
+        if not any(max(one.start, e.span.start) < min(one.end, e.span.end) for e in question.errors)
+    ]
+    if len(kept) == len(spans):
+        return ""
+    return " ".join(text[one.start : one.end] for one in kept)
+
+
 def marked_by_fault(sample: Sample, right: str, kind: str) -> dict[str, Marked]:
     """Mark the sentences of a wrong answer that the right one does not have, or not again."""
     kept, wrong = texts_of_sentences(right), []
@@ -104,14 +122,17 @@ def labels_of(features: ModelInput, wrong: Sequence[Span]) -> list[int]:
 
 
 def examples(questions: Sequence[Question], models: Mapping[str, RewardModel]) -> list[Example]:
-    """Prepare what people marked, and one wrong answer of each kind made from their correction."""
+    """Prepare what people marked, and wrong answers made from their corrections.
+
+    Each question has up to two wrong answers for each aspect.
+    """
     choose = Random(1)
     found = []
     for question in questions:
         other = choose.choice([one for one in questions if one is not question])
         marked = marked_by_people(question)
         right = question.references[1]
-        kinds = sorted(kind for kinds in FAULTS.values() for kind in kinds)
+        kinds = [kind for own in FAULTS.values() for kind in choose.sample(sorted(own), 2)]
         made = wrong_answers(right, Passages(question), other, choose, kinds)
         for kind, text in made.items():
             faults = marked_by_fault(Sample(question.prompt, text), right, kind)

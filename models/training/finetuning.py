@@ -1,19 +1,20 @@
 """Fine-tunes the encoder of `mini` on human preferences and on wrong answers made from right ones.
 
 The loss has three parts: pairs of a right and a wrong answer (Bradley and Terry 1952, with a
-margin), human preferences, and the squared correlation of scores with lengths over the right and
-sampled answers of a batch, so that a longer answer is not a better one by its length. Sentences
-are classified beside that, so that the states tell where an answer is wrong.
+margin), human preferences with smoothed labels, and the squared correlation of scores with
+lengths over right and sampled answers, so that a longer answer is not a better one by its length.
+Segments are classified beside that, so that the states tell where an answer is wrong.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from random import Random
-from time import monotonic
+from time import process_time
 
 import torch
 from torch.nn.functional import cross_entropy, softplus
@@ -31,6 +32,7 @@ from features import (
     marked_by_fault,
     marked_by_people,
     prepared,
+    without_errors,
 )
 from wrong_answers import (
     KINDS,
@@ -46,22 +48,33 @@ __all__ = ["Settings", "finetune"]
 #: Samples of a forward pass.
 _BATCH = 24
 
-#: Kinds that are shown for each right answer, as they are hardest.
-_HARD = ("name from passages", "other numbers", "cut off", "opposite", "repetitive")
+#: Kinds that are shown for each right answer that allows them, as they are hardest.
+_HARDEST = ("name from passages", "cut off")
+
+#: Kinds of which one is shown for each right answer.
+_HARD = ("other numbers", "opposite", "repetitive")
+
+#: Scores and lengths of this many answers of earlier steps count in the correlation.
+_REMEMBERED = 108
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Constants of a run."""
 
-    steps: int = 700
+    steps: int = 500
     questions: int = 3
     learning_rate: float = 1e-4
     head_rate: float = 1e-3
     margin: float = 0.5
+    #: How often people are taken to prefer the worse answer.
+    smoothing: float = 0.2
     pairs_weight: float = 2.0
+    preferences_weight: float = 1.5
     length_weight: float = 2.0
     segment_weight: float = 0.5
+    #: Steps between saved states.
+    saved_every: int = 50
 
 
 @dataclass(slots=True)
@@ -82,18 +95,99 @@ class _Batch:
         return len(self.samples) - 1
 
 
+@dataclass(slots=True)
+class _Run:
+    """What changes during a run, and is saved so that it can go on after a stop."""
+
+    model: MiniModel
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    choose: Random
+    remembered: deque[tuple[float, float]]
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path, settings: Settings) -> None:
+        """Replace the saved state."""
+        state = {
+            "settings": asdict(settings),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "choose": self.choose.getstate(),
+            "torch": torch.get_rng_state(),
+            "remembered": list(self.remembered),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def resume(self, path: Path, settings: Settings) -> None:
+        """Go on from the saved state, if there is one of a run with the same settings."""
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=False)
+        if state["settings"] != asdict(settings):
+            raise SystemExit(f"{path} is of a run with other settings: remove it")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.choose.setstate(state["choose"])
+        torch.set_rng_state(state["torch"])
+        self.remembered.extend(state["remembered"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        print(f"goes on after step {self.step}", flush=True)
+
+
 def finetune(
     model: MiniModel,
     models: Mapping[str, RewardModel],
     questions: Sequence[Question],
     settings: Settings,
-) -> None:
-    """Fine-tune all layers but the embeddings of words and positions; print the progress."""
+    saved: Path,
+) -> float:
+    """Fine-tune all layers but the embeddings of words and positions; print the progress.
+
+    The state is saved in ``saved``, from which a stopped run goes on. Returns the processor time
+    in seconds.
+    """
     passages = {one.text: Passages(one) for one in questions}
+    encoder = _trained_parameters(model)
+    run = _begin(model, encoder, settings)
+    run.resume(saved, settings)
+    model.train()
+    before = process_time() - run.seconds
+    while run.step < settings.steps:
+        batch = _batch(
+            run.choose.sample(list(questions), settings.questions), questions, passages, run.choose
+        )
+        losses = _losses(run, models, batch, settings)
+        run.optimizer.zero_grad()
+        sum(losses.values(), torch.zeros(())).backward()
+        torch.nn.utils.clip_grad_norm_(encoder, 1.0)
+        run.optimizer.step()
+        run.schedule.step()
+        run.step += 1
+        run.seconds = process_time() - before
+        if run.step % settings.saved_every == 0:
+            run.save(saved, settings)
+        if run.step % 10 == 0:
+            shown = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
+            print(f"step {run.step}, {run.seconds:.0f} s: {shown}", flush=True)
+    model.eval()
+    return run.seconds
+
+
+def _trained_parameters(model: MiniModel) -> list[torch.nn.Parameter]:
+    """Freeze the embeddings of words and positions; return the encoder's other parameters."""
     embeddings = model.encoder.embeddings
     embeddings.word_embeddings.weight.requires_grad_(requires_grad=False)
     embeddings.position_embeddings.weight.requires_grad_(requires_grad=False)
-    encoder = [one for one in model.encoder.parameters() if one.requires_grad]
+    return [one for one in model.encoder.parameters() if one.requires_grad]
+
+
+def _begin(model: MiniModel, encoder: list[torch.nn.Parameter], settings: Settings) -> _Run:
     optimizer = torch.optim.AdamW(
         [
             {"params": encoder, "lr": settings.learning_rate},
@@ -103,26 +197,11 @@ def finetune(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate(step, settings.steps)
     )
-    choose, started = Random(0), monotonic()
-    model.train()
-    for step in range(settings.steps):
-        batch = _batch(
-            choose.sample(list(questions), settings.questions), questions, passages, choose
-        )
-        losses = _losses(model, models, batch, settings)
-        optimizer.zero_grad()
-        sum(losses.values(), torch.zeros(())).backward()
-        torch.nn.utils.clip_grad_norm_(encoder, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 24:
-            shown = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
-            print(f"step {step + 1}, {monotonic() - started:.0f} s: {shown}", flush=True)
-    model.eval()
+    return _Run(model, optimizer, schedule, Random(0), deque(maxlen=_REMEMBERED))
 
 
 def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return min(1.0, (step + 1) / 40) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _batch(
@@ -150,6 +229,8 @@ def _add_question(
     batch.measured += [*answers, *(index for index, *_ in right)]
     if corrected.strip() != question.answers[0].strip():
         batch.preferences.append((right[0][0], answers[0]))
+    if rest := without_errors(question):
+        batch.preferences.append((batch.add(question.prompt, rest), answers[0]))
     for text in _some(short_answers(question, own), 2, choose):
         prompt = question.prompt
         if choose.random() < 0.6:
@@ -161,23 +242,38 @@ def _add_question(
     for kind, text in without.items():
         index = batch.add(question.prompt, text)
         batch.pairs[kind] += [(better, index) for better, *_ in right]
-    for at, (better, prompt, text) in enumerate(right):
-        kinds = [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
-        wrong = wrong_answers(text, own, other, choose, kinds)
-        hard = _some([kind for kind in _HARD if kind in wrong], 3, choose)
-        rest = _some([kind for kind in wrong if kind not in hard], 4, choose)
-        for kind in [*hard, *rest][: 4 if at < 2 else 3]:
-            batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
-            if at < 3:
-                for aspect, one in marked_by_fault(Sample(prompt, wrong[kind]), text, kind).items():
-                    batch.marked[aspect].append(one)
+    made = [_add_faults(batch, one, own, other, choose) for one in right]
     for aspect, marked in marked_by_people(question).items():
-        batch.marked[aspect] += marked
+        by_fault = [one[aspect] for one in made if aspect in one]
+        batch.marked[aspect] += [*marked[:2], *choose.sample(by_fault, min(2, len(by_fault)))]
+
+
+def _add_faults(
+    batch: _Batch,
+    right: tuple[int, str, str],
+    own: Passages,
+    other: Question,
+    choose: Random,
+) -> dict[str, Marked]:
+    """Add wrong versions of a right answer; return one of them for each aspect that has one."""
+    better, prompt, text = right
+    wrong = wrong_answers(
+        text, own, other, choose, [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
+    )
+    kinds = [kind for kind in _HARDEST if kind in wrong]
+    kinds += _some([kind for kind in _HARD if kind in wrong], 1, choose)
+    kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
+    marked: dict[str, Marked] = {}
+    for kind in kinds:
+        batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
+        marked |= marked_by_fault(Sample(prompt, wrong[kind]), text, kind)
+    return marked
 
 
 def _losses(
-    model: MiniModel, models: Mapping[str, RewardModel], batch: _Batch, settings: Settings
+    run: _Run, models: Mapping[str, RewardModel], batch: _Batch, settings: Settings
 ) -> dict[str, torch.Tensor]:
+    model = run.model
     inputs = prepared(models["preference"], batch.samples)
     states = _states(model, inputs)
     pooled = torch.stack([rows.mean(0) for rows in states])  # [samples, hidden]
@@ -186,11 +282,12 @@ def _losses(
         softplus(settings.margin - _differences(scores, pairs)).mean()
         for pairs in batch.pairs.values()
     ]
-    lengths = torch.tensor([math.log(inputs[index].num_tokens) for index in batch.measured])
+    preferred = _differences(scores, batch.preferences)
     return {
         "pairs": settings.pairs_weight * torch.stack(kinds).mean(),
-        "preferences": softplus(-_differences(scores, batch.preferences)).mean(),
-        "length": settings.length_weight * _correlation(scores[batch.measured], lengths) ** 2,
+        "preferences": settings.preferences_weight
+        * (softplus(-preferred) + settings.smoothing * preferred).mean(),
+        "length": settings.length_weight * _length_loss(run, batch, inputs, scores),
         **{
             aspect: settings.segment_weight
             * _segment_loss(model, models[ASPECTS[aspect]], f"{aspect}_head", marked)
@@ -198,6 +295,19 @@ def _losses(
         },
         "size": 0.001 * scores.square().mean(),
     }
+
+
+def _length_loss(
+    run: _Run, batch: _Batch, inputs: Sequence[ModelInput], scores: torch.Tensor
+) -> torch.Tensor:
+    """Return the squared correlation of scores with lengths, over earlier steps' answers too."""
+    own = scores[batch.measured]
+    lengths = [math.log(inputs[index].num_tokens) for index in batch.measured]
+    earlier = torch.tensor([score for score, _ in run.remembered])
+    every = torch.tensor([*(length for _, length in run.remembered), *lengths])
+    loss = _correlation(torch.cat([earlier, own]), every) ** 2
+    run.remembered.extend(zip(own.tolist(), lengths, strict=True))
+    return loss
 
 
 def _states(model: MiniModel, inputs: Sequence[ModelInput]) -> list[torch.Tensor]:

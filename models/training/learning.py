@@ -20,7 +20,7 @@ from features import ASPECTS, Example
 
 __all__ = ["Fit", "learn"]
 
-_STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
+_STRENGTHS = (0.003, 0.03, 0.3)
 _NUM_FOLDS = 5
 
 #: States and label of each read, by question.
@@ -99,5 +99,5 @@ def _validated(rows: Rows, strength: float) -> float:
 
 def _regression(rows: Rows, strength: float) -> LogisticRegression:
     labels = [label for _, own in rows for label in own]
-    regression = LogisticRegression(C=strength, max_iter=3000)
+    regression = LogisticRegression(C=strength, max_iter=1000)
     return regression.fit(np.concatenate([states for states, _ in rows]), labels)

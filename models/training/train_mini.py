@@ -3,28 +3,30 @@
     .venv/bin/python models/training/train_mini.py --data FOLDER
 
 FOLDER has `qa_feedback.json` and `qa_prompts.json` of allenai/FineGrainedRLHF. A fifth of the
-questions is never trained on; the card's figures are of those.
+questions is never trained on; the card's figures are of those. A run that was stopped goes on from
+its last saved state.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import tempfile
 from importlib import resources
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import torch
 import transformers
 
 from alarm_models.reward_models.base import RewardModel
-from card import write_card
+from card import Run, write_card
 from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
 from finetuning import Settings, finetune
 from learning import learn
-from measures import holistic_scores, measure
+from measures import holistic_scores, measure, rankings
 
 
 def main() -> None:
@@ -32,6 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Settings.steps, help="of fine-tuning")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "mini-training.pt",
+        help="where the state of fine-tuning is saved [default %(default)s]",
+    )
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -40,30 +48,33 @@ def main() -> None:
     train = [one for one in questions if not is_held_out(one.text)]
     held_out = [one for one in questions if is_held_out(one.text)]
 
-    started = time.monotonic()
     torch.manual_seed(0)
     model = start(folder)
-    finetune(model, load_models(), train, Settings(steps=options.steps))
+    seconds = finetune(model, load_models(), train, Settings(steps=options.steps), options.state)
+    started = process_time() - seconds
     write(model, folder)
     prepared = examples(train, load_models())
     fits = learn(model, prepared)
     write(model, folder)
     calibrate(model, prepared, load_models())
     write(model, folder)
-    minutes = (time.monotonic() - started) / 60
+    minutes = (process_time() - started) / 60
 
     models = load_models()
     scores = holistic_scores(models["preference"], train)
-    constants = {"mean": scores.mean(), "std": scores.std()}
-    admitted = float((scores >= constants["mean"] + 0.6 * constants["std"]).mean())
-    found = measure(models, held_out)
     write_card(
         folder / "README.md",
-        found,
-        constants | {"share of training answers past 0.6": admitted},
+        Run(
+            model.encoder.config.num_hidden_layers,
+            options.steps,
+            minutes,
+            len(train),
+            len(held_out),
+        ),
+        measure(models, held_out),
+        rankings(models["preference"], held_out),
+        {"mean": scores.mean(), "std": scores.std()},
         fits,
-        minutes,
-        {"trained on": len(train), "held out": len(held_out)},
     )
     print((folder / "README.md").read_text())
 

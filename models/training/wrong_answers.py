@@ -275,16 +275,14 @@ def _cut_off(text: str, choose: Random) -> str | None:
     words = text.split()
     if len(words) < 6:
         return None
-    return " ".join(words[: max(2, int(len(words) * choose.uniform(0.3, 0.85)))])
+    kept = words[: max(2, int(len(words) * choose.uniform(0.3, 0.85)))]
+    while len(kept) > 2 and kept[-1][-1] in ".!?":
+        kept.pop()
+    return " ".join(kept)
 
 
 def _first_half(text: str, _: Random) -> str | None:
     return text[: len(text) // 2].rstrip() if len(text) > 20 else None
-
-
-def _first_sentences(text: str, _: Random) -> str | None:
-    parts = texts_of_sentences(text)
-    return " ".join(parts[: len(parts) // 2]) if len(parts) > 1 else None
 
 
 def _shuffled(text: str, choose: Random) -> str | None:
@@ -322,7 +320,6 @@ _FAULTS: Mapping[str, Fault] = {
     "refusal": lambda _, choose: choose.choice(_REFUSALS),
     "opposite": _with_opposite,
     "cut off": _cut_off,
-    "first sentences": _first_sentences,
     "repetitive": _repetitive,
     "filler": lambda text, choose: _with_filler(text, _FILLERS, choose),
     "other refusal": lambda _, choose: choose.choice(_OTHER_REFUSALS),
@@ -336,8 +333,7 @@ _FAULTS: Mapping[str, Fault] = {
 #: Kinds that the models are trained on.
 KINDS = (
     "empty", "refusal", "question again", "off topic", "off-topic sentence", "repetitive",
-    "cut off", "first sentences", "filler", "foreign name", "name from passages",
-    "other numbers", "opposite",
+    "cut off", "filler", "foreign name", "name from passages", "other numbers", "opposite",
 )  # fmt: skip
 
 #: Kinds of which the models see no example in training.

@@ -44,7 +44,9 @@ def types(completion: str) -> dict[str, int]:
 
 def test_word_types_of_a_right_name_and_a_name_from_another_sentence_differ() -> None:
     assert types("Austen wrote Emma.") == {"Austen": 2, "Emma": 2}
-    assert types("Dickens, Jane: Emma.") == {"Dickens": 3, "Jane": 2, "Emma": 2}
+    assert types("The author of Emma is called Jane, or Charles.") == {
+        "Emma": 2, "Jane": 2, "Charles": 6,
+    }  # fmt: skip
 
 
 def test_word_types_of_each_sentence_have_a_supporting_sentence_of_their_own() -> None:
@@ -53,9 +55,21 @@ def test_word_types_of_each_sentence_have_a_supporting_sentence_of_their_own() -
     }  # fmt: skip
 
 
+def test_word_types_of_a_name_count_as_one_word_in_the_choice_of_the_sentence() -> None:
+    prompt = "The song was sung by Ann Lee. Bob Cole Porter wrote it."
+    found = word_types(prompt, "A song by Porter, Bob Cole.", "support")
+    assert [kind for *_, kind in found] == [2, 2, 6, 6, 6]
+
+
 def test_word_types_of_copied_words_are_one_and_of_unknown_words_zero() -> None:
-    assert types("Emma was written by a sister of the Brontes of Haworth") == {
+    assert types("Emma was written by a sister of the brontes of haworth") == {
         "Emma": 1, "was": 1, "written": 1, "by": 1,
+    }  # fmt: skip
+
+
+def test_word_types_of_unsupported_names_and_numbers_are_six() -> None:
+    assert types("We know of Emma that Anne Bronte read it in 1847.") == {
+        "Emma": 2, "Anne": 6, "Bronte": 6, "1847": 6,
     }  # fmt: skip
 
 
@@ -74,6 +88,7 @@ def test_word_types_of_four_repeated_words_in_a_row_are_four() -> None:
     [
         ("Emma was written by Charlotte Bronte.", ["Charlotte", "Bronte"]),
         ("Emma was not written by Jane Austen.", ["not"]),
+        ("The author of Emma is not called Jane.", ["not"]),
         ("Sanditon was written by Jane Austen.", ["Sanditon"]),
         ("Emma was written by Jane Austen.", []),
         ("Emma, a novel in three volumes, was written by Jane Austen.", []),
@@ -84,3 +99,12 @@ def test_word_types_of_words_that_replace_others_are_five(
     completion: str, altered: list[str]
 ) -> None:
     assert [word for word, kind in types(completion).items() if kind == 5] == altered
+
+
+def test_word_types_of_a_name_copied_from_another_sentence_are_five() -> None:
+    prompt = "Emma was written by Jane Austen. Sir Walter Scott praised it."
+    completion = "Emma was written by Sir Walter Scott."
+    found = word_types(prompt, completion, "support")
+    assert [completion[start:end] for start, end, kind in found if kind == 5] == [
+        "Sir", "Walter", "Scott",
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Literal
 
@@ -209,18 +210,40 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     return tuple(words[index] for index in sorted(copied))
 
 
+#: Token types of a completion's words by `word_types`; other words have type 0.
+_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED, _UNSUPPORTED = 1, 2, 3, 4, 5, 6
+
 #: A word that occurs in more sentences does not tell which of them supports another; this bounds
 #: the cost of a word.
 _MAX_PLACES = 64
 
-#: Token types of a completion's words by `word_types`; other words have type 0.
-_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED = 1, 2, 3, 4, 5
-
-#: Most words in a row that are altered; longer rows are new text.
-_MAX_ALTERED = 4
+#: Most words in a row that are altered; longer rows are new text, or copied from elsewhere.
+_MAX_ALTERED, _MAX_COPIED_ALTERED = 4, 3
 
 #: Number of consecutive words that must occur earlier in the completion to be a repetition.
 _REPEATED_ROW = 4
+
+#: Longer prompts are indexed anew for each completion.
+_MAX_CACHED_CHARS = 50_000
+
+#: Words that negate; of contractions such as "didn't", what precedes the apostrophe.
+_NEGATIONS = frozenset(
+    {
+        "not", "never", "no", "none", "nobody", "nothing", "neither", "nor", "without", "cannot",
+        "isn", "aren", "wasn", "weren", "don", "doesn", "didn", "hasn", "haven", "hadn", "couldn",
+        "wouldn", "shouldn",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word of a sentence, where it starts, and whether it looks like a name or number."""
+
+    start: int
+    end: int
+    text: str
+    is_name: bool
 
 
 def word_types(
@@ -228,39 +251,57 @@ def word_types(
 ) -> tuple[TypedSpan, ...]:
     """Return the words of a completion that have a token type other than 0, in order.
 
-    Words that `copied_words` finds have type 1. With ``marking="support"``, words have type 2 if
-    they occur in the sentence of the prompt that shares most with theirs (rare words count more),
-    and type 3 if they occur elsewhere in the prompt. So a right name and a name from another
-    sentence differ. Two types precede these: 4 for words that the completion repeats, four in a
-    row, and 5 for up to four words that replace, or are inserted between, words of that sentence.
+    Words that `copied_words` finds have type 1. With ``marking="support"``, words are also compared
+    with the sentence of the prompt that shares most with theirs: those that it has are of type 2,
+    those that only other sentences have of type 3. Three types precede these: 4 for words that the
+    completion repeats, four in a row; 5 for a few words that replace words of that sentence, stand
+    between them, or negate it; and 6 for names and numbers that it does not have. So a right name
+    and a name from another sentence differ.
     """
     copied = copied_words(prompt, completion)
     if marking != "support":
         return tuple(TypedSpan(*span, _COPIED) for span in copied)
-    index = _SentenceIndex(prompt)
-    starts = {span.start for span in copied}
-    repeated = _repeated_words(completion)
+    index = _cached_index(prompt) if len(prompt) <= _MAX_CACHED_CHARS else _SentenceIndex(prompt)
+    copied_at = {span.start for span in copied}
+    repeated_at = _repeated_words(completion)
     found: list[TypedSpan] = []
     for sentence in sentences(completion):
         check_cancelled()
-        matches = _WORD_CHARACTERS.finditer(completion, sentence.start, sentence.end)
-        words = [(match.span(), match.group().casefold()) for match in matches]
-        support = index.supporting({word for _, word in words})
+        words = _words_of(completion, sentence)
+        support = index.supporting(words)
+        altered = _altered_words(words, support, copied_at)
         supported = frozenset(support)
-        is_copied = [start in starts for (start, _), _ in words]
-        altered = _altered_words([word for _, word in words], is_copied, support)
-        for at, ((start, end), word) in enumerate(words):
-            if start in repeated:
-                found.append(TypedSpan(start, end, _REPEATED))
+        for at, word in enumerate(words):
+            if word.start in repeated_at:
+                kind = _REPEATED
             elif at in altered:
-                found.append(TypedSpan(start, end, _ALTERED))
-            elif start in starts:
-                found.append(TypedSpan(start, end, _COPIED))
-            elif word in supported:
-                found.append(TypedSpan(start, end, _SUPPORTED))
-            elif word in index:
-                found.append(TypedSpan(start, end, _ELSEWHERE))
+                kind = _ALTERED
+            elif word.start in copied_at:
+                kind = _COPIED
+            elif word.text in supported:
+                kind = _SUPPORTED
+            elif word.is_name:
+                kind = _UNSUPPORTED
+            elif word.text in index:
+                kind = _ELSEWHERE
+            else:
+                continue
+            found.append(TypedSpan(word.start, word.end, kind))
     return tuple(found)
+
+
+def _words_of(text: str, sentence: Span) -> list[_Word]:
+    """Return a sentence's words; names have a capital, and not just because they are first."""
+    matches = list(_WORD_CHARACTERS.finditer(text, *sentence))
+    words = []
+    for at, match in enumerate(matches):
+        word = match.group()
+        is_capital = word[0].isupper() and (
+            at > 0 or (len(matches) > 1 and matches[1].group()[0].isupper())
+        )
+        is_name = is_capital or word[0].isdigit()
+        words.append(_Word(match.start(), match.end(), word.casefold(), is_name))
+    return words
 
 
 def _repeated_words(text: str) -> set[int]:
@@ -278,23 +319,31 @@ def _repeated_words(text: str) -> set[int]:
 
 
 def _altered_words(
-    words: Sequence[str], is_copied: Sequence[bool], support: Sequence[str]
+    words: Sequence[_Word], support: Sequence[str], copied_at: AbstractSet[int]
 ) -> set[int]:
-    """Return the words that replace, or are inserted between, words of the supporting sentence.
+    """Return which words replace, or stand between, words of the supporting sentence, or negate it.
 
-    They are rows of at most four words between pairs of consecutive words of that sentence, or
-    between one and the beginning or end of their own sentence. Copied words are not altered.
+    They are short rows between pairs of consecutive words of that sentence, or between one and the
+    beginning or end of their own sentence. Rows copied from another sentence may be shorter only.
     """
     pairs = set(pairwise(support))
-    is_kept = list(is_copied)
-    for at, pair in enumerate(pairwise(words)):
-        if pair in pairs:
+    is_kept = [False] * len(words)
+    for at, (first, second) in enumerate(pairwise(words)):
+        if (first.text, second.text) in pairs:
             is_kept[at] = is_kept[at + 1] = True
     found: set[int] = set()
-    for kept, row in groupby(range(len(words)), key=is_kept.__getitem__):
-        altered = list(row)
-        if not kept and len(altered) <= min(_MAX_ALTERED, len(words) - 1):
-            found.update(altered)
+    for kept, group in groupby(range(len(words)), key=is_kept.__getitem__):
+        row = list(group)
+        is_copied = any(words[at].start in copied_at for at in row)
+        longest = _MAX_COPIED_ALTERED if is_copied else _MAX_ALTERED
+        if not kept and len(row) <= min(longest, len(words) - 1):
+            found.update(row)
+    if support and _NEGATIONS.isdisjoint(support):
+        found.update(
+            at
+            for at, word in enumerate(words)
+            if word.text in _NEGATIONS and word.start not in copied_at
+        )
     return found
 
 
@@ -307,27 +356,51 @@ class _SentenceIndex:
             for span in sentences(prompt)
         ]
         self._places: dict[str, list[int]] = defaultdict(list)
+        self._places_of_pairs: dict[tuple[str, str], list[int]] = defaultdict(list)
         for place, words in enumerate(self._sentences):
             for word in dict.fromkeys(words):
                 self._places[word].append(place)
+            for pair in dict.fromkeys(pairwise(words)):
+                self._places_of_pairs[pair].append(place)
 
     def __contains__(self, word: str) -> bool:
         return word in self._places
 
-    def supporting(self, words: AbstractSet[str]) -> Sequence[str]:
+    def supporting(self, words: Sequence[_Word]) -> Sequence[str]:
         """Return the words of the sentence that shares most with ``words``; none if none does.
 
         A word counts the logarithm of its inverse document frequency among the prompt's sentences,
-        and nothing if it occurs in more than 64.
+        and nothing if it occurs in more than 64. The words of a name count as one, and two shared
+        words in a row, unless of a name, count one more. So the other words decide where a name
+        belongs.
         """
         shared: dict[int, float] = defaultdict(float)
-        for word in sorted(words & self._places.keys()):
-            places = self._places[word]
+        for text, weight in _weights(words).items():
+            places = self._places.get(text, ())
             for place in places if len(places) <= _MAX_PLACES else ():
-                shared[place] += math.log(1 + len(self._sentences) / len(places))
+                shared[place] += weight * math.log(1 + len(self._sentences) / len(places))
+        pairs = ((a.text, b.text) for a, b in pairwise(words) if not (a.is_name and b.is_name))
+        for pair in dict.fromkeys(pairs):
+            places = self._places_of_pairs.get(pair, ())
+            for place in places if len(places) <= _MAX_PLACES else ():
+                shared[place] += 1.0
         if not shared:
             return ()
         return self._sentences[max(shared, key=lambda place: (shared[place], -place))]
+
+
+#: Groups have one prompt, and several models read it.
+_cached_index = lru_cache(maxsize=8)(_SentenceIndex)
+
+
+def _weights(words: Sequence[_Word]) -> dict[str, float]:
+    """Return the share of each word in its name; 1 for words that are in none."""
+    weights: dict[str, float] = {}
+    for is_name, group in groupby(words, key=lambda word: word.is_name):
+        row = list(group)
+        for word in row:
+            weights[word.text] = max(weights.get(word.text, 0), 1 / len(row) if is_name else 1.0)
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
