@@ -71,14 +71,15 @@ and one run of this design on 25 of them.
 
 ## How it was trained
 
-The encoder is the lower half of a pretrained one. All of it but the embeddings of words and
-positions was fine-tuned for {steps} steps of three questions. The loss is that of right over wrong
-answers, of human preferences with smoothed labels (also the corrected answer over the original,
-and the original without the sentences that people marked over the original), the squared
-correlation of scores with lengths, and the cross-entropy of the segments that are wrong by people's
-marks or by construction (`finetuning.py`). The aspects' heads were then fitted anew on the frozen
-encoder, as logistic regressions. Their regularization was chosen by 5-fold cross-validation over
-the training questions, which the encoder had seen:
+The encoder is the lower half of a pretrained one. First the holistic head was fitted to human
+preferences on the frozen encoder. Then all but the embeddings of words and positions was fine-tuned
+for {steps} steps of three questions. The loss is that of right over wrong answers, of human
+preferences with smoothed labels (also the corrected answer over the original, and the original
+without the sentences that people marked over the original), the squared correlation of scores with
+lengths, and the cross-entropy of the segments that are wrong by people's marks or by construction
+(`finetuning.py`). The aspects' heads were then fitted anew on the frozen encoder. Heads fitted on
+the frozen encoder are logistic regressions, whose regularization was chosen by 5-fold
+cross-validation over the training questions; for the aspects, the encoder had seen them:
 
 | head | C | cross-validation figure |
 |---|---|---|

@@ -64,7 +64,7 @@ class Settings:
 
     steps: int = 500
     questions: int = 3
-    learning_rate: float = 1e-4
+    learning_rate: float = 1.5e-4
     head_rate: float = 1e-3
     margin: float = 0.5
     #: How often people are taken to prefer the worse answer.

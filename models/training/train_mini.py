@@ -25,7 +25,7 @@ from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
 from finetuning import Settings, finetune
-from learning import learn
+from learning import learn_aspects, learn_preferences
 from measures import holistic_scores, measure, rankings
 
 
@@ -50,11 +50,13 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = start(folder)
-    seconds = finetune(model, load_models(), train, Settings(steps=options.steps), options.state)
+    models = load_models()
+    fits = {"preference, before": learn_preferences(model, models["preference"], train)}
+    seconds = finetune(model, models, train, Settings(steps=options.steps), options.state)
     started = process_time() - seconds
     write(model, folder)
     prepared = examples(train, load_models())
-    fits = learn(model, prepared)
+    fits |= learn_aspects(model, prepared)
     write(model, folder)
     calibrate(model, prepared, load_models())
     write(model, folder)
