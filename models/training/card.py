@@ -34,7 +34,8 @@ the token type of each word of the answer (`mark_copied = "support"`):
 | 3 | elsewhere in the prompt |
 | 4 | repeated: one of four words in a row that the answer had before |
 | 5 | altered: it replaces words of that sentence, stands between them, or negates it |
-| 6 | a name or number that this sentence does not have |
+| 6 | a name or number that only other sentences have |
+| 7 | a name or number that the prompt does not have |
 | 0 | any other word |
 
 ## Measured on {held_out} questions that were not used in training

@@ -17,8 +17,8 @@ __all__ = ["HEADS", "NUM_LAYERS", "MiniModel", "start", "write"]
 NUM_LAYERS = 3
 
 #: Multiples of the distance of the pretrained token types, for words that are not copied, copied,
-#: supported, elsewhere in the prompt, repeated, altered, or unsupported names (`word_types`).
-_TYPES = (0.0, 4.0, 2.0, -1.0, 8.0, -4.0, -2.0)
+#: supported, elsewhere in the prompt, repeated, altered, other names or new names (`word_types`).
+_TYPES = (0.0, 4.0, 2.0, -1.0, 8.0, -4.0, -2.0, -3.0)
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}

@@ -211,7 +211,7 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
 
 
 #: Token types of a completion's words by `word_types`; other words have type 0.
-_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED, _UNSUPPORTED = 1, 2, 3, 4, 5, 6
+_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED, _OTHER_NAME, _NEW_NAME = range(1, 8)
 
 #: A word that occurs in more sentences does not tell which of them supports another; this bounds
 #: the cost of a word.
@@ -255,8 +255,8 @@ def word_types(
     with the sentence of the prompt that shares most with theirs: those that it has are of type 2,
     those that only other sentences have of type 3. Three types precede these: 4 for words that the
     completion repeats, four in a row; 5 for a few words that replace words of that sentence, stand
-    between them, or negate it; and 6 for names and numbers that it does not have. So a right name
-    and a name from another sentence differ.
+    between them, or negate it; and, for names and numbers that it does not have, 6 if another
+    sentence has them and 7 if none does. So a right name and a name from another sentence differ.
     """
     copied = copied_words(prompt, completion)
     if marking != "support":
@@ -280,10 +280,10 @@ def word_types(
                 kind = _COPIED
             elif word.text in supported:
                 kind = _SUPPORTED
-            elif word.is_name:
-                kind = _UNSUPPORTED
             elif word.text in index:
-                kind = _ELSEWHERE
+                kind = _OTHER_NAME if word.is_name else _ELSEWHERE
+            elif word.is_name:
+                kind = _NEW_NAME
             else:
                 continue
             found.append(TypedSpan(word.start, word.end, kind))

@@ -313,7 +313,7 @@ def require_finite(values: Sequence[float]) -> None:
 
 def require_token_types(spec: NeuralSpec, network: Network) -> None:
     """Raise `CheckpointError` unless the network has the token types of ``mark_copied``."""
-    wanted = {False: 0, True: 2, "support": 7}[spec.mark_copied]
+    wanted = {False: 0, True: 2, "support": 8}[spec.mark_copied]
     found = getattr(network.config, "type_vocab_size", None) or 0
     if found < wanted:
         value = '"support"' if spec.mark_copied == "support" else "true"
