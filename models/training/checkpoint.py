@@ -46,8 +46,12 @@ def start(folder: Path) -> MiniModel:
         for path in Path(package.origin).parent.rglob("config.json")
         if "hidden_size" in json.loads(path.read_text())
     ]
+    # Attention with dropout is much slower.
     encoder = BertModel.from_pretrained(
-        config.parent, add_pooling_layer=False, num_hidden_layers=NUM_LAYERS
+        config.parent,
+        add_pooling_layer=False,
+        num_hidden_layers=NUM_LAYERS,
+        attention_probs_dropout_prob=0.0,
     ).eval()
     first, second = encoder.embeddings.token_type_embeddings.weight.detach()
     types = torch.stack([first + times * (second - first) for times in _TYPES])

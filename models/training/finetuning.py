@@ -3,7 +3,8 @@
 The loss has three parts: pairs of a right and a wrong answer (Bradley and Terry 1952, with a
 margin), human preferences with smoothed labels, and the squared correlation of scores with
 lengths over right and sampled answers, so that a longer answer is not a better one by its length.
-Segments are classified beside that, so that the states tell where an answer is wrong.
+Segments are classified beside that, for one aspect a step, so that the states tell where an answer
+is wrong.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ _REMEMBERED = 108
 class Settings:
     """Constants of a run."""
 
-    steps: int = 500
-    questions: int = 3
-    learning_rate: float = 1.5e-4
+    steps: int = 300
+    questions: int = 2
+    learning_rate: float = 2e-4
     head_rate: float = 1e-3
     margin: float = 0.5
     #: How often people are taken to prefer the worse answer.
@@ -153,15 +154,15 @@ def finetune(
     in seconds.
     """
     passages = {one.text: Passages(one) for one in questions}
+    compared = [one for one in questions if one.pairs]
     encoder = _trained_parameters(model)
     run = _begin(model, encoder, settings)
     run.resume(saved, settings)
     model.train()
     before = process_time() - run.seconds
     while run.step < settings.steps:
-        batch = _batch(
-            run.choose.sample(list(questions), settings.questions), questions, passages, run.choose
-        )
+        chosen = run.choose.sample(compared, settings.questions)
+        batch = _batch(chosen, questions, passages, run.choose)
         losses = _losses(run, models, batch, settings)
         run.optimizer.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
@@ -201,7 +202,7 @@ def _begin(model: MiniModel, encoder: list[torch.nn.Parameter], settings: Settin
 
 
 def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 40) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return min(1.0, (step + 1) / 25) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _batch(
@@ -224,10 +225,12 @@ def _add_question(
     batch.preferences += [(answers[one.better], answers[one.worse]) for one in question.pairs]
     human, corrected = question.references
     right = [
-        (batch.add(question.prompt, text), question.prompt, text) for text in (corrected, human)
+        (batch.add(question.prompt, text), question.prompt, text)
+        for text in (corrected, human)
+        if text.strip()
     ]
     batch.measured += [*answers, *(index for index, *_ in right)]
-    if corrected.strip() != question.answers[0].strip():
+    if corrected.strip() not in ("", question.answers[0].strip()):
         batch.preferences.append((right[0][0], answers[0]))
     if rest := without_errors(question):
         batch.preferences.append((batch.add(question.prompt, rest), answers[0]))
@@ -238,14 +241,14 @@ def _add_question(
         right.append((batch.add(prompt, text), prompt, text))
     sampled = choose.randrange(len(answers))
     right.append((answers[sampled], question.prompt, question.answers[sampled]))
-    without = wrong_answers(corrected, own, other, choose, sorted(WITHOUT_ANSWER & set(KINDS)))
+    without = wrong_answers(human, own, other, choose, sorted(WITHOUT_ANSWER & set(KINDS)))
     for kind, text in without.items():
         index = batch.add(question.prompt, text)
         batch.pairs[kind] += [(better, index) for better, *_ in right]
-    made = [_add_faults(batch, one, own, other, choose) for one in right]
+    made = [_add_faults(batch, one, own, other, choose) for one in right[:-1]]
     for aspect, marked in marked_by_people(question).items():
         by_fault = [one[aspect] for one in made if aspect in one]
-        batch.marked[aspect] += [*marked[:2], *choose.sample(by_fault, min(2, len(by_fault)))]
+        batch.marked[aspect] += [marked[0], *choose.sample(by_fault, min(1, len(by_fault)))]
 
 
 def _add_faults(
@@ -283,16 +286,14 @@ def _losses(
         for pairs in batch.pairs.values()
     ]
     preferred = _differences(scores, batch.preferences)
+    aspect = list(ASPECTS)[run.step % len(ASPECTS)]
     return {
         "pairs": settings.pairs_weight * torch.stack(kinds).mean(),
         "preferences": settings.preferences_weight
         * (softplus(-preferred) + settings.smoothing * preferred).mean(),
         "length": settings.length_weight * _length_loss(run, batch, inputs, scores),
-        **{
-            aspect: settings.segment_weight
-            * _segment_loss(model, models[ASPECTS[aspect]], f"{aspect}_head", marked)
-            for aspect, marked in batch.marked.items()
-        },
+        aspect: settings.segment_weight
+        * _segment_loss(model, models[ASPECTS[aspect]], f"{aspect}_head", batch.marked[aspect]),
         "size": 0.001 * scores.square().mean(),
     }
 
@@ -338,6 +339,7 @@ def _segment_loss(
 
 
 def _differences(scores: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Return by how much each better answer of the pairs, which must not be none, scores higher."""
     better, worse = zip(*pairs, strict=True)
     return scores[list(better)] - scores[list(worse)]
 
