@@ -74,7 +74,7 @@ and one run of this design on 25 of them.
 
 The encoder is the lower half of a pretrained one. First the holistic head was fitted to human
 preferences on the frozen encoder. Then all but the embeddings of words and positions was fine-tuned
-for {steps} steps of three questions. The loss is that of right over wrong answers, of human
+for {steps} steps of two questions. The loss is that of right over wrong answers, of human
 preferences with smoothed labels (also the corrected answer over the original, and the original
 without the sentences that people marked over the original), the squared correlation of scores with
 lengths, and the cross-entropy of the segments that are wrong by people's marks or by construction
