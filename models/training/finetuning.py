@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from time import process_time
@@ -35,6 +35,7 @@ from features import (
     prepared,
     without_errors,
 )
+from learning import Fit, learn_preferences
 from wrong_answers import (
     KINDS,
     WITHOUT_ANSWER,
@@ -105,39 +106,36 @@ class _Run:
     schedule: torch.optim.lr_scheduler.LRScheduler
     choose: Random
     remembered: deque[tuple[float, float]]
+    before: Fit | None = None
     step: int = 0
     seconds: float = 0.0
 
-    def save(self, path: Path, settings: Settings) -> None:
+    def save(self, path: Path) -> None:
         """Replace the saved state."""
         state = {
-            "settings": asdict(settings),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "choose": self.choose.getstate(),
             "torch": torch.get_rng_state(),
             "remembered": list(self.remembered),
+            "before": self.before,
             "step": self.step,
             "seconds": self.seconds,
         }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
-    def resume(self, path: Path, settings: Settings) -> None:
-        """Go on from the saved state, if there is one of a run with the same settings."""
-        if not path.is_file():
-            return
+    def resume(self, path: Path) -> None:
+        """Go on from the saved state."""
         state = torch.load(path, weights_only=False)
-        if state["settings"] != asdict(settings):
-            raise SystemExit(f"{path} is of a run with other settings: remove it")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.choose.setstate(state["choose"])
         torch.set_rng_state(state["torch"])
         self.remembered.extend(state["remembered"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.before, self.step, self.seconds = state["before"], state["step"], state["seconds"]
         print(f"goes on after step {self.step}", flush=True)
 
 
@@ -147,19 +145,22 @@ def finetune(
     questions: Sequence[Question],
     settings: Settings,
     saved: Path,
-) -> float:
+) -> tuple[Fit, float]:
     """Fine-tune all layers but the embeddings of words and positions; print the progress.
 
-    The state is saved in ``saved``, from which a stopped run goes on. Returns the processor time
-    in seconds.
+    The holistic head starts from people's preferences. The state is saved in ``saved``, from which
+    a stopped run goes on. Returns the fit of that head and the processor time in seconds.
     """
     passages = {one.text: Passages(one) for one in questions}
     compared = [one for one in questions if one.pairs]
     encoder = _trained_parameters(model)
     run = _begin(model, encoder, settings)
-    run.resume(saved, settings)
+    before = process_time()
+    if saved.is_file():
+        run.resume(saved)
+        before -= run.seconds
+    fit = run.before = run.before or learn_preferences(model, models["preference"], questions)
     model.train()
-    before = process_time() - run.seconds
     while run.step < settings.steps:
         chosen = run.choose.sample(compared, settings.questions)
         batch = _batch(chosen, questions, passages, run.choose)
@@ -171,13 +172,13 @@ def finetune(
         run.schedule.step()
         run.step += 1
         run.seconds = process_time() - before
-        if run.step % settings.saved_every == 0:
-            run.save(saved, settings)
+        if run.step % settings.saved_every == 0 or run.step == settings.steps:
+            run.save(saved)
         if run.step % 10 == 0:
             shown = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
             print(f"step {run.step}, {run.seconds:.0f} s: {shown}", flush=True)
     model.eval()
-    return run.seconds
+    return fit, run.seconds
 
 
 def _trained_parameters(model: MiniModel) -> list[torch.nn.Parameter]:

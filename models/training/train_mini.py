@@ -4,7 +4,7 @@
 
 FOLDER has `qa_feedback.json` and `qa_prompts.json` of allenai/FineGrainedRLHF. A fifth of the
 questions is never trained on; the card's figures are of those. A run that was stopped goes on from
-its last saved state.
+its last saved state; remove the file to start anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
 from finetuning import Settings, finetune
-from learning import learn_aspects, learn_preferences
+from learning import learn_aspects
 from measures import holistic_scores, measure, rankings
 
 
@@ -50,13 +50,13 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = start(folder)
-    models = load_models()
-    fits = {"preference, before": learn_preferences(model, models["preference"], train)}
-    seconds = finetune(model, models, train, Settings(steps=options.steps), options.state)
+    before, seconds = finetune(
+        model, load_models(), train, Settings(steps=options.steps), options.state
+    )
     started = process_time() - seconds
     write(model, folder)
     prepared = examples(train, load_models())
-    fits |= learn_aspects(model, prepared)
+    fits = {"preference, before": before, **learn_aspects(model, prepared)}
     write(model, folder)
     calibrate(model, prepared, load_models())
     write(model, folder)
