@@ -23,9 +23,12 @@ from checkpoint import MiniModel
 from data import Question
 from features import ASPECTS, Example, prepared
 
-__all__ = ["Fit", "learn_aspects", "learn_preferences"]
+__all__ = ["Fit", "learn_aspects", "learn_preferences", "remove_length"]
 
 _NUM_FOLDS = 5
+
+#: Regularization of the regression of lengths, as a share of the states' mean variance.
+_LENGTH_RIDGE = 0.1
 
 #: Values and label of each row, by question.
 Rows = list[tuple[np.ndarray, list[int]]]
@@ -71,6 +74,33 @@ def learn_preferences(model: MiniModel, rewards: RewardModel, questions: Sequenc
             both = np.array([*ups, *(-up for up in ups)])
             rows.append((both, [1] * len(ups) + [0] * len(ups)))
     return _fit(model, "holistic_head", rows, _PREFERENCES)
+
+
+def remove_length(model: MiniModel, rewards: RewardModel, questions: Sequence[Question]) -> None:
+    """Change the holistic head so that its scores of answers do not correlate with their lengths.
+
+    The direction that is removed is a ridge regression of lengths on the states of sampled and
+    human answers.
+    """
+    texts = [
+        (one.prompt, text)
+        for one in questions
+        for text in (*one.answers, *one.references)
+        if text.strip()
+    ]
+    inputs = prepared(rewards, [Sample(*one) for one in texts])
+    states = _states(model, inputs)
+    rows = np.concatenate([states[id(one)] for one in inputs]).astype(np.float64)
+    lengths = np.array([len(text) for _, text in texts], dtype=np.float64)
+    rows, lengths = rows - rows.mean(0), (lengths - lengths.mean()) / lengths.std()
+    covariance = rows.T @ rows / len(rows)  # [hidden, hidden]
+    shared = rows.T @ lengths / len(rows)  # [hidden]
+    ridge = _LENGTH_RIDGE * np.trace(covariance) / len(shared)
+    direction = np.linalg.solve(covariance + ridge * np.eye(len(shared)), shared)
+    with torch.no_grad():
+        weight = model.heads["holistic_head"].weight[0]
+        share = float(weight.double().numpy() @ shared) / float(direction @ shared)
+        weight -= torch.tensor(share * direction, dtype=torch.float32)
 
 
 def learn_aspects(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:

@@ -25,7 +25,7 @@ from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
 from finetuning import Settings, finetune
-from learning import learn_aspects
+from learning import learn_aspects, remove_length
 from measures import holistic_scores, measure, rankings
 
 
@@ -55,6 +55,7 @@ def main() -> None:
     )
     started = process_time() - seconds
     write(model, folder)
+    remove_length(model, load_models()["preference"], train)
     prepared = examples(train, load_models())
     fits = {"preference, before": before, **learn_aspects(model, prepared)}
     write(model, folder)
@@ -63,6 +64,7 @@ def main() -> None:
     minutes = (process_time() - started) / 60
 
     models = load_models()
+    print("the weights are written; they are measured now", flush=True)
     scores = holistic_scores(models["preference"], train)
     write_card(
         folder / "README.md",
