@@ -18,7 +18,10 @@ NUM_LAYERS = 3
 
 #: Multiples of the distance of the pretrained token types, for words that are not copied, copied,
 #: supported, elsewhere in the prompt, repeated, altered, other names or new names (`word_types`).
-_TYPES = (0.0, 4.0, 2.0, -1.0, 8.0, -4.0, -2.0, -3.0)
+_TYPES = (0.0, 4.0, 2.0, -1.0, 0.0, -4.0, -2.0, -3.0)
+
+#: Length of each type's own direction, in the same unit; without it, types are hard to tell apart.
+_OWN_DIRECTION = 4.0
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
@@ -55,6 +58,10 @@ def start(folder: Path) -> MiniModel:
     ).eval()
     first, second = encoder.embeddings.token_type_embeddings.weight.detach()
     types = torch.stack([first + times * (second - first) for times in _TYPES])
+    own = torch.randn(types.shape, generator=torch.Generator().manual_seed(0))
+    own[0] = 0
+    scale = _OWN_DIRECTION * (second - first).norm()
+    types += scale * torch.nn.functional.normalize(own, dim=1)
     encoder.embeddings.token_type_embeddings = torch.nn.Embedding.from_pretrained(
         types, freeze=False
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 
 import torch
 
@@ -15,7 +14,7 @@ from alarm_models.reward_models.base import RewardModel
 from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample, Span
 from data import ASPECT_ERRORS, Question
-from wrong_answers import Passages, texts_of_sentences, wrong_answers
+from wrong_answers import texts_of_sentences
 
 __all__ = [
     "ASPECTS",
@@ -49,12 +48,12 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The segments of one question's answers, by aspect, with a label for each segment.
+    """The segments of a question's first answer, by aspect, with a label for each segment.
 
     A label is 1 for a segment without an error and 0 for one with an error.
     """
 
-    aspects: Mapping[str, Sequence[tuple[ModelInput, list[int]]]]
+    aspects: Mapping[str, tuple[ModelInput, list[int]]]
 
 
 def load_models(settings: Sequence[str] = ()) -> dict[str, RewardModel]:
@@ -73,14 +72,13 @@ def prepared(model: RewardModel, samples: Sequence[Sample]) -> list[ModelInput]:
     return [one for one in found if isinstance(one, ModelInput)]
 
 
-def marked_by_people(question: Question) -> dict[str, list[Marked]]:
-    """Return the first answer with the errors that people marked, and their own answers."""
-    found = {}
-    for aspect, kinds in ASPECT_ERRORS.items():
-        wrong = [error.span for error in question.errors if error.kind in kinds]
-        own = [Marked(Sample(question.prompt, text), ()) for text in question.references if text]
-        found[aspect] = [Marked(Sample(question.prompt, question.answers[0]), wrong), *own]
-    return found
+def marked_by_people(question: Question) -> dict[str, Marked]:
+    """Return the first answer with the errors that people marked."""
+    sample = Sample(question.prompt, question.answers[0])
+    return {
+        aspect: Marked(sample, [one.span for one in question.errors if one.kind in kinds])
+        for aspect, kinds in ASPECT_ERRORS.items()
+    }
 
 
 def without_errors(question: Question) -> str:
@@ -122,34 +120,19 @@ def labels_of(features: ModelInput, wrong: Sequence[Span]) -> list[int]:
 
 
 def examples(questions: Sequence[Question], models: Mapping[str, RewardModel]) -> list[Example]:
-    """Prepare what people marked, and wrong answers made from their corrections.
-
-    Each question has up to two wrong answers for each aspect.
-    """
-    choose = Random(1)
-    found = []
-    for question in questions:
-        other = choose.choice([one for one in questions if one is not question])
-        marked = marked_by_people(question)
-        right = question.references[1]
-        kinds = [kind for own in FAULTS.values() for kind in choose.sample(sorted(own), 2)]
-        made = wrong_answers(right, Passages(question), other, choose, kinds)
-        for kind, text in made.items():
-            faults = marked_by_fault(Sample(question.prompt, text), right, kind)
-            for aspect, one in faults.items():
-                marked[aspect].append(one)
-        found.append(
-            Example(
-                {aspect: _labeled(models[ASPECTS[aspect]], marked[aspect]) for aspect in ASPECTS}
-            )
-        )
-    return found
-
-
-def _labeled(model: RewardModel, marked: Sequence[Marked]) -> list[tuple[ModelInput, list[int]]]:
-    readable = [one for one in marked if one.sample.completion_text.strip()]
-    inputs = prepared(model, [one.sample for one in readable])
+    """Prepare the answers whose errors people marked."""
     return [
-        (features, labels_of(features, one.wrong))
-        for features, one in zip(inputs, readable, strict=True)
+        Example(
+            {
+                aspect: _labeled(models[ASPECTS[aspect]], marked)
+                for aspect, marked in marked_by_people(question).items()
+                if marked.sample.completion_text.strip()
+            }
+        )
+        for question in questions
     ]
+
+
+def _labeled(model: RewardModel, marked: Marked) -> tuple[ModelInput, list[int]]:
+    (features,) = prepared(model, [marked.sample])
+    return features, labels_of(features, marked.wrong)

@@ -249,7 +249,7 @@ def _add_question(
     made = [_add_faults(batch, one, own, other, choose) for one in right[:-1]]
     for aspect, marked in marked_by_people(question).items():
         by_fault = [one[aspect] for one in made if aspect in one]
-        batch.marked[aspect] += [marked[0], *choose.sample(by_fault, min(1, len(by_fault)))]
+        batch.marked[aspect] += [marked, *choose.sample(by_fault, min(1, len(by_fault)))]
 
 
 def _add_faults(

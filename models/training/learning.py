@@ -23,12 +23,9 @@ from checkpoint import MiniModel
 from data import Question
 from features import ASPECTS, Example, prepared
 
-__all__ = ["Fit", "learn_aspects", "learn_preferences", "remove_length"]
+__all__ = ["Fit", "learn_aspects", "learn_preferences"]
 
 _NUM_FOLDS = 5
-
-#: Regularization of the regression of lengths, as a share of the states' mean variance.
-_LENGTH_RIDGE = 0.1
 
 #: Values and label of each row, by question.
 Rows = list[tuple[np.ndarray, list[int]]]
@@ -56,7 +53,7 @@ def _accuracy(labels: list[int], scores: np.ndarray) -> float:
 
 
 _PREFERENCES = _Task((0.001, 0.003, 0.01, 0.03), _accuracy, has_bias=False)
-_SEGMENTS = _Task((0.003, 0.03, 0.3), roc_auc_score, has_bias=True)
+_SEGMENTS = _Task((0.001, 0.003, 0.01, 0.03, 0.1), roc_auc_score, has_bias=True)
 
 
 def learn_preferences(model: MiniModel, rewards: RewardModel, questions: Sequence[Question]) -> Fit:
@@ -76,49 +73,13 @@ def learn_preferences(model: MiniModel, rewards: RewardModel, questions: Sequenc
     return _fit(model, "holistic_head", rows, _PREFERENCES)
 
 
-def remove_length(model: MiniModel, rewards: RewardModel, questions: Sequence[Question]) -> None:
-    """Change the holistic head so that its scores of answers do not correlate with their lengths.
-
-    The direction that is removed is a ridge regression of lengths on the states of sampled and
-    human answers.
-    """
-    texts = [
-        (one.prompt, text)
-        for one in questions
-        for text in (*one.answers, *one.references)
-        if text.strip()
-    ]
-    inputs = prepared(rewards, [Sample(*one) for one in texts])
-    states = _states(model, inputs)
-    rows = np.concatenate([states[id(one)] for one in inputs]).astype(np.float64)
-    lengths = np.array([len(text) for _, text in texts], dtype=np.float64)
-    rows, lengths = rows - rows.mean(0), (lengths - lengths.mean()) / lengths.std()
-    covariance = rows.T @ rows / len(rows)  # [hidden, hidden]
-    shared = rows.T @ lengths / len(rows)  # [hidden]
-    ridge = _LENGTH_RIDGE * np.trace(covariance) / len(shared)
-    direction = np.linalg.solve(covariance + ridge * np.eye(len(shared)), shared)
-    with torch.no_grad():
-        weight = model.heads["holistic_head"].weight[0]
-        share = float(weight.double().numpy() @ shared) / float(direction @ shared)
-        weight -= torch.tensor(share * direction, dtype=torch.float32)
-
-
 def learn_aspects(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:
-    """Fit the aspects' heads to segments, store them, and return the fits."""
-    states = _states(
-        model,
-        [one for example in data for marked in example.aspects.values() for one, _ in marked],
-    )
+    """Fit the aspects' heads to people's marks, store them, and return the fits."""
+    states = _states(model, [one for example in data for one, _ in example.aspects.values()])
     fits = {}
     for aspect in ASPECTS:
-        rows = [
-            (
-                np.concatenate([states[id(one)] for one, _ in marked]),
-                [label for _, labels in marked for label in labels],
-            )
-            for marked in (example.aspects[aspect] for example in data)
-            if marked
-        ]
+        marked = [example.aspects[aspect] for example in data if aspect in example.aspects]
+        rows = [(states[id(features)], labels) for features, labels in marked]
         fits[aspect] = _fit(model, f"{aspect}_head", rows, _SEGMENTS)
     return fits
 

@@ -25,7 +25,7 @@ from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
 from finetuning import Settings, finetune
-from learning import learn_aspects, remove_length
+from learning import learn_aspects
 from measures import holistic_scores, measure, rankings
 
 
@@ -55,7 +55,6 @@ def main() -> None:
     )
     started = process_time() - seconds
     write(model, folder)
-    remove_length(model, load_models()["preference"], train)
     prepared = examples(train, load_models())
     fits = {"preference, before": before, **learn_aspects(model, prepared)}
     write(model, folder)
@@ -89,8 +88,8 @@ def calibrate(model: MiniModel, data: list[Example], models: dict[str, RewardMod
         margins: list[float] = []
         labels: list[int] = []
         for example in data:
-            # Only the first, an answer of the model, is like those that are served.
-            for features, marks in example.aspects[aspect][:1]:
+            if aspect in example.aspects:
+                features, marks = example.aspects[aspect]
                 (rows,) = models[name].forward([features])
                 margins += (rows[:, 1] - rows[:, 0]).tolist()
                 labels += marks
