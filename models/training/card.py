@@ -78,8 +78,8 @@ for {steps} steps of two questions. The loss is that of right over wrong answers
 preferences with smoothed labels (also the corrected answer over the original, and the original
 without the sentences that people marked over the original), the squared correlation of scores with
 lengths, and the cross-entropy of the segments that are wrong by people's marks or by construction
-(`finetuning.py`). Then the aspects' heads were fitted anew, to people's marks alone. Heads fitted on
-the frozen encoder are logistic regressions, whose regularization was chosen by 5-fold
+(`finetuning.py`). Then the aspects' heads were fitted anew, to people's marks alone. Heads fitted
+on the frozen encoder are logistic regressions, whose regularization was chosen by 5-fold
 cross-validation over the training questions; for the aspects, the encoder had seen them:
 
 | head | C | cross-validation figure |
