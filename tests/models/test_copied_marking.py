@@ -111,16 +111,37 @@ def test_mark_copied_with_truncated_prompt_keeps_types_with_their_words(folder: 
     assert "".join(marked).replace("Ġ", " ").split() == ["quick", "brown", "fox"]
 
 
+def with_types(folder: Path, number: int, made: Path) -> Path:
+    """Copy the checkpoint with another number of token types."""
+    shutil.copytree(folder, made)
+    config = json.loads((folder / "config.json").read_text()) | {"type_vocab_size": number}
+    (made / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    name = "embeddings.token_type_embeddings.weight"
+    state[name] = torch.cat([state[name]] * 4)[:number].contiguous()
+    save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
 @pytest.mark.parametrize(("mark", "found"), [(True, 1), ("support", 2)])
 def test_mark_copied_with_too_few_token_types_is_refused(
     mark: bool | Literal["support"], found: int, folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(folder, tmp_path / "few")
-    config = json.loads((folder / "config.json").read_text()) | {"type_vocab_size": found}
-    (tmp_path / "few" / "config.json").write_text(json.dumps(config))
-    state = load_file(folder / "model.safetensors")
-    name = "embeddings.token_type_embeddings.weight"
-    state[name] = state[name][:found].contiguous()
-    save_file(state, tmp_path / "few" / "model.safetensors", metadata={"format": "pt"})
+    few = with_types(folder, found, tmp_path / "few")
     with pytest.raises(CheckpointError, match="type_vocab_size"):
-        load(whole(tmp_path / "few", mark_copied=mark))
+        load(whole(few, mark_copied=mark))
+
+
+def test_mark_copied_support_gives_tokens_the_types_of_their_words(
+    folder: Path, tmp_path: Path
+) -> None:
+    made = with_types(folder, 8, tmp_path / "eight")
+    sample = Sample("Ann sang. Bob danced.", "It was Ann, not Bob Lee.")
+    for spec in (
+        whole(made, mark_copied="support"),
+        parts(made).model_copy(update={"mark_copied": "support"}),
+    ):
+        (features,) = load(spec).prepare([sample])
+        assert isinstance(features, ModelInput)
+        kinds = [kind for kind in features.token_type_ids if kind]
+        assert list(dict.fromkeys(kinds)) == [2, 5, 6, 7]
