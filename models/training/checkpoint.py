@@ -11,13 +11,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertModel
 
-__all__ = ["HEADS", "MiniModel", "start", "write"]
+__all__ = ["HEADS", "NUM_LAYERS", "MiniModel", "start", "write"]
 
 #: The lower half of the encoder's layers; the upper ones encode sentence similarity.
-_NUM_LAYERS = 3
+NUM_LAYERS = 3
 
-#: Factor by which the distance of the pretrained token types is scaled for copied words.
-_EMPHASIS = 4.0
+#: Multiples of the distance of the pretrained token types, for words that are not copied, copied,
+#: supported, elsewhere in the prompt, repeated, altered, other names or new names (`word_types`).
+_TYPES = (0.0, 4.0, 2.0, -1.0, 0.0, -4.0, -2.0, -3.0)
+
+#: Length of each type's own direction, in the same unit; without it, types are hard to tell apart.
+_OWN_DIRECTION = 4.0
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
@@ -45,12 +49,23 @@ def start(folder: Path) -> MiniModel:
         for path in Path(package.origin).parent.rglob("config.json")
         if "hidden_size" in json.loads(path.read_text())
     ]
+    # Attention with dropout is much slower.
     encoder = BertModel.from_pretrained(
-        config.parent, add_pooling_layer=False, num_hidden_layers=_NUM_LAYERS
+        config.parent,
+        add_pooling_layer=False,
+        num_hidden_layers=NUM_LAYERS,
+        attention_probs_dropout_prob=0.0,
     ).eval()
-    with torch.no_grad():
-        unmarked, marked = encoder.embeddings.token_type_embeddings.weight
-        marked.copy_(unmarked + _EMPHASIS * (marked - unmarked))
+    first, second = encoder.embeddings.token_type_embeddings.weight.detach()
+    types = torch.stack([first + times * (second - first) for times in _TYPES])
+    own = torch.randn(types.shape, generator=torch.Generator().manual_seed(0))
+    own[0] = 0
+    scale = _OWN_DIRECTION * (second - first).norm()
+    types += scale * torch.nn.functional.normalize(own, dim=1)
+    encoder.embeddings.token_type_embeddings = torch.nn.Embedding.from_pretrained(
+        types, freeze=False
+    )
+    encoder.config.type_vocab_size = len(_TYPES)
     tokenizer = AutoTokenizer.from_pretrained(config.parent)
     tokenizer.model_max_length = encoder.config.max_position_embeddings
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""The heads of `mini`: logistic regressions on the states of a frozen encoder.
+"""Heads of `mini` that are logistic regressions on the states of the encoder as it is.
 
-About 300 questions are enough for heads with 384 weights; fine-tuning the whole encoder on them
-made it worse in our runs. Regularization is chosen by cross-validation over the questions.
+The holistic head is one before fine-tuning, so that the encoder starts from what people prefer; the
+heads of the aspects are fitted after it. All inputs are prepared as the server does.
+Regularization is chosen by cross-validation over the questions.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.padded import pad_batch
+from alarm_models.reward_models.base import RewardModel
+from alarm_models.types import Sample
 from checkpoint import MiniModel
-from features import ASPECTS, Example
+from data import Question
+from features import ASPECTS, Example, prepared
 
-__all__ = ["Fit", "learn"]
+__all__ = ["Fit", "learn_aspects", "learn_preferences"]
 
-_STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
 _NUM_FOLDS = 5
 
-#: States and label of each read, by question.
+#: Values and label of each row, by question.
 Rows = list[tuple[np.ndarray, list[int]]]
 
 
@@ -35,89 +39,93 @@ class Fit:
     figure: float
 
 
-def learn(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:
-    """Fit every head, store it in the model, and return the fits."""
-    states = _states(model, data)
-    fits = {"preference": _fit(model, "holistic_head", _pairs(data, states), _accuracy)}
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """How a head is fitted: its strengths, the figure they are chosen by, whether it has a bias."""
+
+    strengths: tuple[float, ...]
+    figure: Callable[[list[int], np.ndarray], float]
+    has_bias: bool
+
+
+def _accuracy(labels: list[int], scores: np.ndarray) -> float:
+    return float(np.mean((scores > 0) == np.array(labels)))
+
+
+_PREFERENCES = _Task((0.001, 0.003, 0.01, 0.03), _accuracy, has_bias=False)
+_SEGMENTS = _Task((0.001, 0.003, 0.01, 0.03, 0.1), roc_auc_score, has_bias=True)
+
+
+def learn_preferences(model: MiniModel, rewards: RewardModel, questions: Sequence[Question]) -> Fit:
+    """Fit the holistic head to people's preferences (Bradley and Terry 1952), and store it."""
+    inputs = [
+        prepared(rewards, [Sample(one.prompt, answer) for answer in one.answers])
+        for one in questions
+    ]
+    states = _states(model, [one for answers in inputs for one in answers])
+    rows: Rows = []
+    for answers, question in zip(inputs, questions, strict=True):
+        whole = [states[id(one)][0] for one in answers]
+        ups = [whole[pair.better] - whole[pair.worse] for pair in question.pairs]
+        if ups:
+            both = np.array([*ups, *(-up for up in ups)])
+            rows.append((both, [1] * len(ups) + [0] * len(ups)))
+    return _fit(model, "holistic_head", rows, _PREFERENCES)
+
+
+def learn_aspects(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:
+    """Fit the aspects' heads to people's marks, store them, and return the fits."""
+    states = _states(model, [one for example in data for one, _ in example.aspects.values()])
+    fits = {}
     for aspect in ASPECTS:
-        rows = [
-            (states[id(one.aspects[aspect])], one.labels[aspect])
-            for one in data
-            if aspect in one.aspects
-        ]
-        fits[aspect] = _fit(model, f"{aspect}_head", rows, roc_auc_score)
+        marked = [example.aspects[aspect] for example in data if aspect in example.aspects]
+        rows = [(states[id(features)], labels) for features, labels in marked]
+        fits[aspect] = _fit(model, f"{aspect}_head", rows, _SEGMENTS)
     return fits
 
 
 @torch.inference_mode()
-def _states(model: MiniModel, data: Sequence[Example]) -> dict[int, np.ndarray]:
+def _states(model: MiniModel, features: Sequence[ModelInput]) -> dict[int, np.ndarray]:
     """Return the mean state of each read, ``[reads, hidden]``, by the features' id."""
-    features = [one for example in data for one in (*example.answers, *example.aspects.values())]
-    features.sort(key=lambda one: one.num_tokens)
+    ordered = sorted(features, key=lambda one: one.num_tokens)
     states: dict[int, np.ndarray] = {}
-    for at in range(0, len(features), 32):
-        batch = features[at : at + 32]
+    for at in range(0, len(ordered), 32):
+        batch = ordered[at : at + 32]
         hidden = model.encoder(**pad_batch(batch, model.encoder)).last_hidden_state
         for row, one in enumerate(batch):
-            means = [hidden[row, span.start : span.end].mean(0) for span in one.reads]
+            means = [hidden[row, span.start : span.end].mean(0) for span in one.read_positions]
             states[id(one)] = torch.stack(means).numpy()
     return states
 
 
-def _pairs(data: Sequence[Example], states: dict[int, np.ndarray]) -> Rows:
-    """Return the difference of states of each pair in both orders (Bradley and Terry 1952)."""
-    rows: Rows = []
-    for example in data:
-        whole = [states[id(answer)][0] for answer in example.answers]
-        ups = [whole[pair.better] - whole[pair.worse] for pair in example.pairs]
-        if ups:
-            rows.append((np.array([*ups, *(-up for up in ups)]), [1] * len(ups) + [0] * len(ups)))
-    return rows
-
-
-def _fit(
-    model: MiniModel,
-    head: str,
-    rows: Rows,
-    figure: Callable[[list[int], np.ndarray], float],
-) -> Fit:
-    has_bias = head != "holistic_head"
-    fits = [Fit(strength, _validated(rows, strength, figure, has_bias)) for strength in _STRENGTHS]
+def _fit(model: MiniModel, head: str, rows: Rows, task: _Task) -> Fit:
+    fits = [Fit(strength, _validated(rows, strength, task)) for strength in task.strengths]
     best = max(fits, key=lambda fit: fit.figure)
-    regression = _regression(rows, best.strength, has_bias)
+    regression = _regression(rows, best.strength, task)
     weight = torch.tensor(regression.coef_[0], dtype=torch.float32)
     with torch.no_grad():
         linear = model.heads[head]
         linear.weight.zero_()
         linear.bias.zero_()
         linear.weight[-1] = weight
-        linear.bias[-1] = float(regression.intercept_[0]) if has_bias else 0.0
+        linear.bias[-1] = float(regression.intercept_[0]) if task.has_bias else 0.0
     return best
 
 
-def _validated(
-    rows: Rows,
-    strength: float,
-    figure: Callable[[list[int], np.ndarray], float],
-    has_bias: bool,
-) -> float:
+def _validated(rows: Rows, strength: float, task: _Task) -> float:
+    """Return the figure in cross-validation."""
     figures = []
     for fold in range(_NUM_FOLDS):
         known = [row for index, row in enumerate(rows) if index % _NUM_FOLDS != fold]
         kept = rows[fold::_NUM_FOLDS]
-        regression = _regression(known, strength, has_bias)
+        regression = _regression(known, strength, task)
         labels = [label for _, own in kept for label in own]
-        figures.append(
-            figure(labels, regression.decision_function(np.concatenate([x for x, _ in kept])))
-        )
+        values = np.concatenate([values for values, _ in kept])
+        figures.append(task.figure(labels, regression.decision_function(values)))
     return float(np.mean(figures))
 
 
-def _regression(rows: Rows, strength: float, has_bias: bool) -> LogisticRegression:
+def _regression(rows: Rows, strength: float, task: _Task) -> LogisticRegression:
     labels = [label for _, own in rows for label in own]
-    regression = LogisticRegression(C=strength, fit_intercept=has_bias, max_iter=3000)
-    return regression.fit(np.concatenate([states for states, _ in rows]), labels)
-
-
-def _accuracy(labels: list[int], scores: np.ndarray) -> float:
-    return float(np.mean((scores > 0) == np.array(labels)))
+    regression = LogisticRegression(C=strength, fit_intercept=task.has_bias, max_iter=1000)
+    return regression.fit(np.concatenate([values for values, _ in rows]), labels)

@@ -1,9 +1,11 @@
-"""Measures how well the recipe's models agree with people on held-out questions."""
+"""Measures on held-out questions how the models agree with people and rank wrong answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -13,8 +15,23 @@ from alarm_models.reward_models.base import RewardModel
 from alarm_models.types import Sample, Score
 from data import Question, is_error
 from features import ASPECTS
+from wrong_answers import (
+    HELD_OUT_KINDS,
+    KINDS,
+    Passages,
+    short_answers,
+    supported_prompt,
+    wrong_answers,
+)
 
-__all__ = ["Measure", "holistic_scores", "measure", "scores_of"]
+__all__ = ["FORMS", "Measure", "holistic_scores", "measure", "rankings", "scores_of"]
+
+#: Right answers of which wrong ones are made: the correction of a sampled answer by people, their
+#: own answer, and short answers with all passages or only the supporting sentences.
+FORMS = ("corrected", "own", "short")
+
+#: Prompt and completion.
+_Text = tuple[str, str]
 
 _RESAMPLES = 2000
 
@@ -65,6 +82,14 @@ def measure(models: dict[str, RewardModel], questions: Sequence[Question]) -> di
         "holistic: length": _with_interval(
             [_wins(row, one) for row, one in zip(lengths, questions, strict=True)], _share
         ),
+        "holistic: corrected over original": _corrections(models["preference"], questions),
+        "holistic: r of length, sampled answers": _with_interval(
+            [list(zip(*rows, strict=True)) for rows in zip(holistic, lengths, strict=True)],
+            _correlation,
+        ),
+        "holistic: r of length, people's answers": _with_interval(
+            _human_lengths(models["preference"], questions), _correlation
+        ),
     }
     first = [Sample(one.prompt, one.answers[0]) for one in questions]
     for aspect, name in ASPECTS.items():
@@ -79,6 +104,86 @@ def measure(models: dict[str, RewardModel], questions: Sequence[Question]) -> di
     return found
 
 
+def rankings(
+    model: RewardModel, questions: Sequence[Question]
+) -> Mapping[str, Mapping[str, Measure]]:
+    """Return how often a right answer scores higher than a wrong one, by kind and form.
+
+    Wrong answers are made from the questions' own passages and answers. Ties count one half.
+    """
+    pairs = [
+        (kind, form, index, right, wrong)
+        for index, question in enumerate(questions)
+        for kind, form, right, wrong in _wrong_pairs(question, questions[index - 1])
+    ]
+    texts = list(dict.fromkeys(text for *_, right, wrong in pairs for text in (right, wrong)))
+    values = (score.value for score in scores_of(model, [Sample(*one) for one in texts]))
+    score_of = dict(zip(texts, values, strict=True))
+    wins: dict[tuple[str, str], list[list[float]]] = defaultdict(lambda: [[] for _ in questions])
+    for kind, form, index, right, wrong in pairs:
+        wins[kind, form][index].append(_win(score_of[right], score_of[wrong]))
+    return {
+        kind: {
+            form: _with_interval([row for row in wins[kind, form] if row], _share)
+            for form in FORMS
+            if (kind, form) in wins
+        }
+        for kind in (*KINDS, *HELD_OUT_KINDS)
+    }
+
+
+def _wrong_pairs(question: Question, other: Question) -> list[tuple[str, str, _Text, _Text]]:
+    """Return kind and form of each wrong answer, and prompt and text of the right and wrong one."""
+    choose, own = Random(question.text), Passages(question)
+    human, corrected = question.references
+    right = [("corrected", question.prompt, corrected), ("own", question.prompt, human)]
+    for index, text in enumerate(short_answers(question, own)):
+        prompt = question.prompt if index % 2 else supported_prompt(own, f"{human} {text}", choose)
+        right.append(("short", prompt, text))
+    return [
+        (kind, form, (prompt, text), (prompt, wrong))
+        for form, prompt, text in right
+        if text.strip()
+        for kind, wrong in wrong_answers(
+            text, own, other, choose, (*KINDS, *HELD_OUT_KINDS)
+        ).items()
+    ]
+
+
+def _corrections(model: RewardModel, questions: Sequence[Question]) -> Measure:
+    """Return how often people's correction scores higher than the answer that they corrected."""
+    changed = [
+        one
+        for one in questions
+        if one.references[1].strip() and one.references[1].strip() != one.answers[0].strip()
+    ]
+    samples = [
+        Sample(one.prompt, text) for one in changed for text in (one.references[1], one.answers[0])
+    ]
+    values = [score.value for score in scores_of(model, samples)]
+    return _with_interval(
+        [[_win(*pair)] for pair in zip(values[::2], values[1::2], strict=True)], _share
+    )
+
+
+def _human_lengths(
+    model: RewardModel, questions: Sequence[Question]
+) -> list[list[tuple[float, int]]]:
+    """Return score and length of people's own and corrected answers, by question."""
+    texts = [[text for text in one.references if text.strip()] for one in questions]
+    samples = [
+        Sample(one.prompt, text) for one, own in zip(questions, texts, strict=True) for text in own
+    ]
+    values = iter(scores_of(model, samples))
+    return [[(float(next(values).value or 0.0), len(text)) for text in own] for own in texts]
+
+
+def _win(right: float | None, wrong: float | None) -> float:
+    if right is None or wrong is None:
+        raise ValueError("a sample has no score")
+    return float(right > wrong) + 0.5 * float(right == wrong)
+
+
 def _wins(scores: np.ndarray, question: Question) -> list[float]:
     return [
         float(scores[pair.better] > scores[pair.worse])
@@ -89,6 +194,11 @@ def _wins(scores: np.ndarray, question: Question) -> list[float]:
 
 def _share(rows: Sequence[list[float]]) -> float:
     return float(np.mean([win for row in rows for win in row]))
+
+
+def _correlation(rows: Sequence[Sequence[tuple[float, float]]]) -> float:
+    scores, lengths = zip(*(one for row in rows for one in row), strict=True)
+    return float(np.corrcoef(scores, lengths)[0, 1])
 
 
 def _auc(rows: Sequence[tuple[list[int], list[float]]]) -> float:

@@ -3,33 +3,43 @@
     .venv/bin/python models/training/train_mini.py --data FOLDER
 
 FOLDER has `qa_feedback.json` and `qa_prompts.json` of allenai/FineGrainedRLHF. A fifth of the
-questions is never trained on; the card's figures are of those.
+questions is never trained on; the card's figures are of those. A run that was stopped goes on from
+its last saved state; remove the file to start anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import tempfile
 from importlib import resources
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import torch
 import transformers
 
 from alarm_models.reward_models.base import RewardModel
-from card import write_card
+from card import Run, write_card
 from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
-from learning import learn
-from measures import holistic_scores, measure
+from finetuning import Settings, finetune
+from learning import learn_aspects
+from measures import holistic_scores, measure, rankings
 
 
 def main() -> None:
     """Train, write, measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of fine-tuning")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "mini-training.pt",
+        help="where the state of fine-tuning is saved [default %(default)s]",
+    )
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -38,28 +48,36 @@ def main() -> None:
     train = [one for one in questions if not is_held_out(one.text)]
     held_out = [one for one in questions if is_held_out(one.text)]
 
-    started = time.monotonic()
     torch.manual_seed(0)
     model = start(folder)
+    before, seconds = finetune(
+        model, load_models(), train, Settings(steps=options.steps), options.state
+    )
+    started = process_time() - seconds
+    write(model, folder)
     prepared = examples(train, load_models())
-    fits = learn(model, prepared)
+    fits = {"preference, before": before, **learn_aspects(model, prepared)}
     write(model, folder)
     calibrate(model, prepared, load_models())
     write(model, folder)
-    minutes = (time.monotonic() - started) / 60
+    minutes = (process_time() - started) / 60
 
     models = load_models()
+    print("the weights are written; they are measured now", flush=True)
     scores = holistic_scores(models["preference"], train)
-    constants = {"mean": scores.mean(), "std": scores.std()}
-    admitted = float((scores >= constants["mean"] + 0.6 * constants["std"]).mean())
-    found = measure(models, held_out)
     write_card(
         folder / "README.md",
-        found,
-        constants | {"share of training answers past 0.6": admitted},
+        Run(
+            model.encoder.config.num_hidden_layers,
+            options.steps,
+            minutes,
+            len(train),
+            len(held_out),
+        ),
+        measure(models, held_out),
+        rankings(models["preference"], held_out),
+        {"mean": scores.mean(), "std": scores.std()},
         fits,
-        minutes,
-        {"trained on": len(train), "held out": len(held_out)},
     )
     print((folder / "README.md").read_text())
 
@@ -71,9 +89,10 @@ def calibrate(model: MiniModel, data: list[Example], models: dict[str, RewardMod
         labels: list[int] = []
         for example in data:
             if aspect in example.aspects:
-                (rows,) = models[name].forward([example.aspects[aspect]])
+                features, marks = example.aspects[aspect]
+                (rows,) = models[name].forward([features])
                 margins += (rows[:, 1] - rows[:, 0]).tolist()
-                labels += example.labels[aspect]
+                labels += marks
         border = float(np.quantile(margins, 1 - np.mean(labels)))
         with torch.no_grad():
             model.heads[f"{aspect}_head"].bias[1] -= border

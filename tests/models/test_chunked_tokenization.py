@@ -26,7 +26,7 @@ from alarm_models.errors import SampleError
 from alarm_models.preprocessing import tokenizer as tokenizing
 from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
 from alarm_models.preprocessing.segmentation import split_words
-from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.templates import Rendered, TypedSpan
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
 from alarm_models.recipe.loader import locate_recipe
@@ -133,7 +133,9 @@ def test_long_text_truncated_in_parts_equals_whole(
     )
     if data.draw(st.booleans()):
         at = data.draw(st.integers(0, len(text) - 1))
-        rendered = replace(rendered, typed_spans=(Span(at, len(text)),), anchor_positions=(at,))
+        rendered = replace(
+            rendered, typed_spans=(TypedSpan(at, len(text), 1),), anchor_positions=(at,)
+        )
 
     def left(*, whole: int) -> Any:
         with pytest.MonkeyPatch.context() as patch:
@@ -250,7 +252,7 @@ def test_long_prefix_of_segments_has_after_truncation_the_words_of_the_whole(
     sample = Sample(prompt, "It is. So!")
 
     def left(one: Rendered) -> Any:
-        part = split_words(one, sample, (Span(0, 6), Span(7, 10)))
+        part = split_words(one, sample, (Span(0, 6), Span(7, 10)), marking=False)
         ((ids, owners),) = tokenizer.encode_words([part.words])
         laid = part.insert_separators(ids, owners, 102)
         try:

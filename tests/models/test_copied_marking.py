@@ -1,15 +1,19 @@
 """Token types for copied words, the same in a batch as alone."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import tiny
 import torch
 import transformers as hf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scoring import load, score
 from tolerance import computed
 
+from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.recipe.specs import SegmentsSpec, SequenceSpec
 from alarm_models.types import Sample
@@ -44,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def whole(folder: Path, *, mark_copied: bool) -> SequenceSpec:
+def whole(folder: Path, *, mark_copied: bool | Literal["support"]) -> SequenceSpec:
     return SequenceSpec(
         checkpoint=str(folder),
         template="{completion}",
@@ -105,3 +109,39 @@ def test_mark_copied_with_truncated_prompt_keeps_types_with_their_words(folder: 
         token for token, kind in zip(tokens, features.token_type_ids, strict=True) if kind == 1
     ]
     assert "".join(marked).replace("Ġ", " ").split() == ["quick", "brown", "fox"]
+
+
+def with_types(folder: Path, number: int, made: Path) -> Path:
+    """Copy the checkpoint with another number of token types."""
+    shutil.copytree(folder, made)
+    config = json.loads((folder / "config.json").read_text()) | {"type_vocab_size": number}
+    (made / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    name = "embeddings.token_type_embeddings.weight"
+    state[name] = torch.cat([state[name]] * 4)[:number].contiguous()
+    save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+@pytest.mark.parametrize(("mark", "found"), [(True, 1), ("support", 2)])
+def test_mark_copied_with_too_few_token_types_is_refused(
+    mark: bool | Literal["support"], found: int, folder: Path, tmp_path: Path
+) -> None:
+    few = with_types(folder, found, tmp_path / "few")
+    with pytest.raises(CheckpointError, match="type_vocab_size"):
+        load(whole(few, mark_copied=mark))
+
+
+def test_mark_copied_support_gives_tokens_the_types_of_their_words(
+    folder: Path, tmp_path: Path
+) -> None:
+    made = with_types(folder, 8, tmp_path / "eight")
+    sample = Sample("Ann sang. Bob danced.", "It was Ann, not Bob Lee.")
+    for spec in (
+        whole(made, mark_copied="support"),
+        parts(made).model_copy(update={"mark_copied": "support"}),
+    ):
+        (features,) = load(spec).prepare([sample])
+        assert isinstance(features, ModelInput)
+        kinds = [kind for kind in features.token_type_ids if kind]
+        assert list(dict.fromkeys(kinds)) == [2, 5, 6, 7]

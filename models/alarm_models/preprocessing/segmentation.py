@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby, pairwise
+from typing import Literal
 
 from sentencex import get_sentence_boundaries
 
 from alarm_models.cancellation import check_cancelled
-from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.templates import Rendered, TypedSpan
 from alarm_models.types import Sample, Span
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "split_words",
     "steps",
     "subsentences",
+    "word_types",
     "words",
 ]
 
@@ -203,12 +210,205 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     return tuple(words[index] for index in sorted(copied))
 
 
+#: Token types of a completion's words by `word_types`; other words have type 0.
+_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED, _OTHER_NAME, _NEW_NAME = range(1, 8)
+
+#: A word that occurs in more sentences does not tell which of them supports another; this bounds
+#: the cost of a word.
+_MAX_PLACES = 64
+
+#: Most words in a row that are altered; longer rows are new text, or copied from elsewhere.
+_MAX_ALTERED, _MAX_COPIED_ALTERED = 4, 3
+
+#: Number of consecutive words that must occur earlier in the completion to be a repetition.
+_REPEATED_ROW = 4
+
+#: Longer prompts are indexed anew for each completion.
+_MAX_CACHED_CHARS = 50_000
+
+#: Words that negate; of contractions such as "didn't", what precedes the apostrophe.
+_NEGATIONS = frozenset(
+    {
+        "not", "never", "no", "none", "nobody", "nothing", "neither", "nor", "without", "cannot",
+        "isn", "aren", "wasn", "weren", "don", "doesn", "didn", "hasn", "haven", "hadn", "couldn",
+        "wouldn", "shouldn",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word of a sentence, where it starts, and whether it looks like a name or number."""
+
+    start: int
+    end: int
+    text: str
+    is_name: bool
+
+
+def word_types(
+    prompt: str, completion: str, marking: bool | Literal["support"]
+) -> tuple[TypedSpan, ...]:
+    """Return the words of a completion that have a token type other than 0, in order.
+
+    Words that `copied_words` finds have type 1. With ``marking="support"``, words are also compared
+    with the sentence of the prompt that shares most with theirs: those that it has are of type 2,
+    those that only other sentences have of type 3. Three types precede these: 4 for words that the
+    completion repeats, four in a row; 5 for a few words that replace words of that sentence, stand
+    between them, or negate it; and, for names and numbers that it does not have, 6 if another
+    sentence has them and 7 if none does. So a right name and a name from another sentence differ.
+    """
+    copied = copied_words(prompt, completion)
+    if marking != "support":
+        return tuple(TypedSpan(*span, _COPIED) for span in copied)
+    index = _cached_index(prompt) if len(prompt) <= _MAX_CACHED_CHARS else _SentenceIndex(prompt)
+    copied_at = {span.start for span in copied}
+    repeated_at = _repeated_words(completion)
+    found: list[TypedSpan] = []
+    for sentence in sentences(completion):
+        check_cancelled()
+        words = _words_of(completion, sentence)
+        support = index.supporting(words)
+        altered = _altered_words(words, support, copied_at)
+        supported = frozenset(support)
+        for at, word in enumerate(words):
+            if word.start in repeated_at:
+                kind = _REPEATED
+            elif at in altered:
+                kind = _ALTERED
+            elif word.start in copied_at:
+                kind = _COPIED
+            elif word.text in supported:
+                kind = _SUPPORTED
+            elif word.text in index:
+                kind = _OTHER_NAME if word.is_name else _ELSEWHERE
+            elif word.is_name:
+                kind = _NEW_NAME
+            else:
+                continue
+            found.append(TypedSpan(word.start, word.end, kind))
+    return tuple(found)
+
+
+def _words_of(text: str, sentence: Span) -> list[_Word]:
+    """Return a sentence's words; names have a capital, and not just because they are first."""
+    matches = list(_WORD_CHARACTERS.finditer(text, *sentence))
+    words = []
+    for at, match in enumerate(matches):
+        word = match.group()
+        is_capital = word[0].isupper() and (
+            at > 0 or (len(matches) > 1 and matches[1].group()[0].isupper())
+        )
+        is_name = is_capital or word[0].isdigit()
+        words.append(_Word(match.start(), match.end(), word.casefold(), is_name))
+    return words
+
+
+def _repeated_words(text: str) -> set[int]:
+    """Return where words start that occur earlier in the text, within the same four words."""
+    words = [(match.start(), match.group().casefold()) for match in _WORD_CHARACTERS.finditer(text)]
+    seen: set[tuple[str, ...]] = set()
+    found: set[int] = set()
+    for at in range(len(words) - _REPEATED_ROW + 1):
+        row = words[at : at + _REPEATED_ROW]
+        texts = tuple(word for _, word in row)
+        if texts in seen:
+            found.update(start for start, _ in row)
+        seen.add(texts)
+    return found
+
+
+def _altered_words(
+    words: Sequence[_Word], support: Sequence[str], copied_at: AbstractSet[int]
+) -> set[int]:
+    """Return which words replace, or stand between, words of the supporting sentence, or negate it.
+
+    They are short rows between pairs of consecutive words of that sentence, or between one and the
+    beginning or end of their own sentence. Rows copied from another sentence may be shorter only.
+    """
+    pairs = set(pairwise(support))
+    is_kept = [False] * len(words)
+    for at, (first, second) in enumerate(pairwise(words)):
+        if (first.text, second.text) in pairs:
+            is_kept[at] = is_kept[at + 1] = True
+    found: set[int] = set()
+    for kept, group in groupby(range(len(words)), key=is_kept.__getitem__):
+        row = list(group)
+        is_copied = any(words[at].start in copied_at for at in row)
+        longest = _MAX_COPIED_ALTERED if is_copied else _MAX_ALTERED
+        if not kept and len(row) <= min(longest, len(words) - 1):
+            found.update(row)
+    if support and _NEGATIONS.isdisjoint(support):
+        found.update(
+            at
+            for at, word in enumerate(words)
+            if word.text in _NEGATIONS and word.start not in copied_at
+        )
+    return found
+
+
+class _SentenceIndex:
+    """The words of a prompt's sentences."""
+
+    def __init__(self, prompt: str) -> None:
+        self._sentences = [
+            [word.casefold() for word in _WORD_CHARACTERS.findall(prompt, *span)]
+            for span in sentences(prompt)
+        ]
+        self._places: dict[str, list[int]] = defaultdict(list)
+        self._places_of_pairs: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for place, words in enumerate(self._sentences):
+            for word in dict.fromkeys(words):
+                self._places[word].append(place)
+            for pair in dict.fromkeys(pairwise(words)):
+                self._places_of_pairs[pair].append(place)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._places
+
+    def supporting(self, words: Sequence[_Word]) -> Sequence[str]:
+        """Return the words of the sentence that shares most with ``words``; none if none does.
+
+        A word counts the logarithm of its inverse document frequency among the prompt's sentences,
+        and nothing if it occurs in more than 64. The words of a name count as one, and two shared
+        words in a row, unless of a name, count one more. So the other words decide where a name
+        belongs.
+        """
+        shared: dict[int, float] = defaultdict(float)
+        for text, weight in _weights(words).items():
+            places = self._places.get(text, ())
+            for place in places if len(places) <= _MAX_PLACES else ():
+                shared[place] += weight * math.log(1 + len(self._sentences) / len(places))
+        pairs = ((a.text, b.text) for a, b in pairwise(words) if not (a.is_name and b.is_name))
+        for pair in dict.fromkeys(pairs):
+            places = self._places_of_pairs.get(pair, ())
+            for place in places if len(places) <= _MAX_PLACES else ():
+                shared[place] += 1.0
+        if not shared:
+            return ()
+        return self._sentences[max(shared, key=lambda place: (shared[place], -place))]
+
+
+#: Groups have one prompt, and several models read it.
+_cached_index = lru_cache(maxsize=8)(_SentenceIndex)
+
+
+def _weights(words: Sequence[_Word]) -> dict[str, float]:
+    """Return the share of each word in its name; 1 for words that are in none."""
+    weights: dict[str, float] = {}
+    for is_name, group in groupby(words, key=lambda word: word.is_name):
+        row = list(group)
+        for word in row:
+            weights[word.text] = max(weights.get(word.text, 0), 1 / len(row) if is_name else 1.0)
+    return weights
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentedIds:
     """Token ids with a separator before each segment.
 
     ``separators`` are the positions of the separators, ``prompt`` is the range of tokens from the
-    prompt, and ``token_type_ids`` is 1 for tokens of copied words.
+    prompt, and ``token_type_ids`` has the types of `word_types`.
     """
 
     ids: list[int]
@@ -222,14 +422,14 @@ class SegmentedText:
     """A sample's words, in order.
 
     ``firsts`` has the index of each segment's first word, ``prompt`` is the range of words from the
-    prompt, and ``copied`` the words that the completion copied from it.
+    prompt, and ``types`` has the token types of words that have one other than 0.
     """
 
     segments: tuple[Span, ...]
     words: list[str]
     firsts: list[int]
     prompt: Span
-    copied: frozenset[int]
+    types: Mapping[int, int]
 
     def insert_separators(
         self, ids: Sequence[int], owners: Sequence[int], separator: int
@@ -251,12 +451,17 @@ class SegmentedText:
             if self.prompt.start <= owner < self.prompt.end:
                 inside.append(len(joined.ids))
             joined.ids.append(token)
-            joined.token_type_ids.append(int(owner in self.copied))
+            joined.token_type_ids.append(self.types.get(owner, 0))
         prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
         return SegmentedIds(joined.ids, joined.token_type_ids, joined.separators, prompt)
 
 
-def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> SegmentedText:
+def split_words(
+    prefix: Rendered,
+    sample: Sample,
+    segments: tuple[Span, ...],
+    marking: bool | Literal["support"],
+) -> SegmentedText:
     """Split the text before the segments, and each segment, on whitespace."""
     spans = [Span(*match.span()) for match in _WORD.finditer(prefix.text)]
     words = [prefix.text[span.start : span.end] for span in spans]
@@ -266,14 +471,16 @@ def split_words(prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) ->
         if prefix.prompt.start <= span.start and span.end <= prefix.prompt.end
     ]
     text = sample.completion_text
-    places = {at for span in copied_words(sample.prompt_text, text) for at in range(*span)}
+    marked = word_types(sample.prompt_text, text, marking) if marking else ()
+    type_at = {at: kind for start, end, kind in marked for at in range(start, end)}
     firsts: list[int] = []
-    copied: set[int] = set()
+    types: dict[int, int] = {}
     for segment in segments:
         firsts.append(len(words))
         for match in _WORD.finditer(text, segment.start, segment.end):
-            if not places.isdisjoint(range(*match.span())):
-                copied.add(len(words))
+            kind = next((type_at[at] for at in range(*match.span()) if at in type_at), 0)
+            if kind:
+                types[len(words)] = kind
             words.append(match.group())
     prompt = Span(inside[0], inside[-1] + 1) if inside else Span(0, 0)
-    return SegmentedText(segments, words, firsts, prompt, frozenset(copied))
+    return SegmentedText(segments, words, firsts, prompt, types)

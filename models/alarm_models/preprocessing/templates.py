@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from string import Formatter
+from typing import NamedTuple
 
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.preprocessing.patterns import TimedPattern
@@ -15,6 +16,7 @@ __all__ = [
     "FieldPattern",
     "Rendered",
     "TextTemplate",
+    "TypedSpan",
     "conversation",
     "num_prompt_messages",
     "with_prefill_as_completion",
@@ -22,11 +24,19 @@ __all__ = [
 ]
 
 
+class TypedSpan(NamedTuple):
+    """The characters ``[start, end)`` of a word, and the token type of its tokens."""
+
+    start: int
+    end: int
+    token_type: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A text, and the spans of prompt and completion in it.
 
-    Truncation shortens the prompt. Tokens in ``typed_spans`` have type 1, if there are any.
+    Truncation shortens the prompt. Tokens in ``typed_spans`` have the token type given there.
     ``anchor_positions`` are characters whose tokens are located, in order. ``copies`` are the
     earlier occurrences of a prompt that the text has more than once; all are truncated equally.
     ``kept`` is the number of characters at the end that truncation never drops. ``pair`` is a
@@ -38,7 +48,7 @@ class Rendered:
     text: str
     prompt: Span
     completion: Span
-    typed_spans: tuple[Span, ...] | None = None
+    typed_spans: tuple[TypedSpan, ...] | None = None
     anchor_positions: tuple[int, ...] = ()
     copies: tuple[Span, ...] = ()
     kept: int = 0

@@ -30,7 +30,7 @@ from alarm_models.preprocessing.chat_templates import (
 from alarm_models.preprocessing.chunked_tokenization import can_cut, cut
 from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags, find_thoughts
 from alarm_models.preprocessing.internlm2 import is_internlm2, read_internlm2
-from alarm_models.preprocessing.templates import Rendered
+from alarm_models.preprocessing.templates import Rendered, TypedSpan
 from alarm_models.preprocessing.truncation import TokenIds, Truncation
 from alarm_models.types import Message, Span, ToolCall
 
@@ -776,10 +776,10 @@ def _tokens_within(span: Span, offsets: Sequence[tuple[int, int]], inside: range
     return Span(within[0], within[-1] + 1) if within else Span(inside.start, inside.start)
 
 
-def _token_types(offsets: Sequence[tuple[int, int]], marked: Sequence[Span]) -> tuple[int, ...]:
-    """Return 1 for each token that overlaps a marked span; spans are sorted."""
-    inside = {at for span in marked for at in range(span.start, span.end)}
-    return tuple(int(any(at in inside for at in range(*offset))) for offset in offsets)
+def _token_types(offsets: Sequence[tuple[int, int]], typed: Sequence[TypedSpan]) -> tuple[int, ...]:
+    """Return each token's type: that of its first character within a typed span, else 0."""
+    types = {at: one.token_type for one in typed for at in range(one.start, one.end)}
+    return tuple(next((types[at] for at in range(*offset) if at in types), 0) for offset in offsets)
 
 
 def _tokens_at(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:

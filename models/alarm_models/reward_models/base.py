@@ -312,6 +312,19 @@ def require_finite(values: Sequence[float]) -> None:
         raise SampleError("non_finite", "the model gave a number that is not finite")
 
 
+def require_token_types(spec: NeuralSpec, network: Network) -> None:
+    """Raise `CheckpointError` unless the network has the token types of ``mark_copied``."""
+    wanted = {False: 0, True: 2, "support": 8}[spec.mark_copied]
+    found = getattr(network.config, "type_vocab_size", None) or 0
+    if found < wanted:
+        value = '"support"' if spec.mark_copied == "support" else "true"
+        raise CheckpointError(
+            f"mark_copied = {value} sets token types 0 to {wanted - 1}, but {spec.checkpoint} has "
+            f"{found or 'none'} (type_vocab_size): leave mark_copied out, or train the checkpoint "
+            "with them"
+        )
+
+
 def require_outputs(network: Network, wanted: int, what: str) -> None:
     """Raise `CheckpointError` unless the network has ``wanted`` outputs per read."""
     if network.num_outputs != wanted:

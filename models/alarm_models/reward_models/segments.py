@@ -26,6 +26,7 @@ from alarm_models.reward_models.base import (
     Prepared,
     max_tokens,
     require_finite,
+    require_token_types,
 )
 from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.types import Sample, Score, SegmentScore, Span
@@ -49,6 +50,7 @@ class SegmentsModel(NeuralRewardModel):
         fingerprint: str,
     ) -> None:
         super().__init__(spec, weights, fingerprint)
+        require_token_types(spec, weights.network)
         self._max_tokens = max_tokens(spec, weights)
         self._spec = spec
         self._weights = weights
@@ -73,7 +75,7 @@ class SegmentsModel(NeuralRewardModel):
                     prefix = self._template.render(sample)
                     if self._spec.truncation is Truncation.PROMPT:
                         prefix = self._tokenizer.shorten_words(prefix, self._max_tokens)
-                    parts[index] = split_words(prefix, sample, segments)
+                    parts[index] = split_words(prefix, sample, segments, self._spec.mark_copied)
                 else:
                     prepared[index] = Score(None, (), 0, False)
             except SampleError as error:
@@ -103,7 +105,8 @@ class SegmentsModel(NeuralRewardModel):
 
     def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
         segments = find_segments(sample, self._spec.segmenter)
-        part = split_words(self._template.render(sample), sample, segments)
+        prefix = self._template.render(sample)
+        part = split_words(prefix, sample, segments, self._spec.mark_copied)
         ((ids, owners),) = self._tokenizer.encode_words([part.words])
         tokens, joined = self._joined(part, ids, owners)
         dropped = dropped_tokens(tokens, self._max_tokens, self._spec.truncation)

@@ -12,8 +12,8 @@ from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import sequence_classifier
 from alarm_models.preprocessing.read_text import ReadText
-from alarm_models.preprocessing.segmentation import copied_words
-from alarm_models.preprocessing.templates import FieldPattern, Rendered
+from alarm_models.preprocessing.segmentation import word_types
+from alarm_models.preprocessing.templates import FieldPattern, Rendered, TypedSpan
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import SequenceSpec
 from alarm_models.reward_models.base import (
@@ -22,11 +22,12 @@ from alarm_models.reward_models.base import (
     Prepared,
     require_finite,
     require_outputs,
+    require_token_types,
 )
 from alarm_models.reward_models.prefixes import PrefixPipeline, read_with_prefixes
 from alarm_models.reward_models.registry import head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
-from alarm_models.types import Sample, Score, Span
+from alarm_models.types import Sample, Score
 
 __all__ = ["SequenceModel"]
 
@@ -48,6 +49,7 @@ class SequenceModel(NeuralRewardModel):
     ) -> None:
         super().__init__(spec, weights, fingerprint)
         require_outputs(weights.network, 1, "kind `sequence`")
+        require_token_types(spec, weights.network)
         self._spec = spec
         self._normalization = weights.normalization
         self._texts = TextPipeline(spec, spec.template, weights, fields)
@@ -82,9 +84,10 @@ class SequenceModel(NeuralRewardModel):
         text = self._texts.render(sample)
         if not self._spec.mark_copied or self._spec.template == "chat":
             return text
-        copied = copied_words(sample.prompt_text, sample.completion_text)
+        words = word_types(sample.prompt_text, sample.completion_text, self._spec.mark_copied)
         shift = text.completion.start
-        return replace(text, typed_spans=tuple(Span(a + shift, b + shift) for a, b in copied))
+        typed = (TypedSpan(start + shift, end + shift, kind) for start, end, kind in words)
+        return replace(text, typed_spans=tuple(typed))
 
     def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
         read = pooling_positions(tokens.ids, self._pooling, self.config.pad_token_id)

@@ -16,6 +16,7 @@ from alarm_models.preprocessing.templates import (
     FieldPattern,
     Rendered,
     TextTemplate,
+    TypedSpan,
     conversation,
     num_prompt_messages,
     with_prefill_as_completion,
@@ -203,8 +204,8 @@ class TextPipeline:
         if isinstance(made, Score):
             return ()
         text = made.ended(self._spec.strip, self._spec.suffix)
-        # The tokenizer marks the tokens that overlap these spans.
-        marked = replace(text, typed_spans=(text.completion,))
+        # The tokenizer marks the tokens that overlap the completion.
+        marked = replace(text, typed_spans=(TypedSpan(*text.completion, 1),))
         (tokens,) = self._tokenizer.encode(
             [marked],
             with_special=self._with_special,

@@ -1,0 +1,355 @@
+"""Fine-tunes the encoder of `mini` on human preferences and on wrong answers made from right ones.
+
+The loss has three parts: pairs of a right and a wrong answer (Bradley and Terry 1952, with a
+margin), human preferences with smoothed labels, and the squared correlation of scores with
+lengths over right and sampled answers, so that a longer answer is not a better one by its length.
+Segments are classified beside that, for one aspect a step, so that the states tell where an answer
+is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from time import process_time
+
+import torch
+from torch.nn.functional import cross_entropy, softplus
+
+from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.padded import pad_batch
+from alarm_models.reward_models.base import RewardModel
+from alarm_models.types import Sample
+from checkpoint import MiniModel
+from data import Question
+from features import (
+    ASPECTS,
+    Marked,
+    labels_of,
+    marked_by_fault,
+    marked_by_people,
+    prepared,
+    without_errors,
+)
+from learning import Fit, learn_preferences
+from wrong_answers import (
+    KINDS,
+    WITHOUT_ANSWER,
+    Passages,
+    short_answers,
+    supported_prompt,
+    wrong_answers,
+)
+
+__all__ = ["Settings", "finetune"]
+
+#: Samples of a forward pass.
+_BATCH = 24
+
+#: Kinds that are shown for each right answer that allows them, as they are hardest.
+_HARDEST = ("name from passages", "cut off")
+
+#: Kinds of which one is shown for each right answer.
+_HARD = ("other numbers", "opposite", "repetitive")
+
+#: Scores and lengths of this many answers of earlier steps count in the correlation.
+_REMEMBERED = 108
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Constants of a run."""
+
+    steps: int = 300
+    questions: int = 2
+    learning_rate: float = 2e-4
+    head_rate: float = 1e-3
+    margin: float = 0.5
+    #: How often people are taken to prefer the worse answer.
+    smoothing: float = 0.2
+    pairs_weight: float = 2.0
+    preferences_weight: float = 1.5
+    length_weight: float = 2.0
+    segment_weight: float = 0.5
+    #: Steps between saved states.
+    saved_every: int = 50
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The samples of a step, pairs of their indices (better, worse), and wrong spans."""
+
+    samples: list[Sample] = field(default_factory=list)
+    pairs: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    preferences: list[tuple[int, int]] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
+    marked: dict[str, list[Marked]] = field(
+        default_factory=lambda: {aspect: [] for aspect in ASPECTS}
+    )
+
+    def add(self, prompt: str, completion: str) -> int:
+        """Add a sample; return its index."""
+        self.samples.append(Sample(prompt, completion))
+        return len(self.samples) - 1
+
+
+@dataclass(slots=True)
+class _Run:
+    """What changes during a run, and is saved so that it can go on after a stop."""
+
+    model: MiniModel
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    choose: Random
+    remembered: deque[tuple[float, float]]
+    before: Fit | None = None
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Replace the saved state."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "choose": self.choose.getstate(),
+            "torch": torch.get_rng_state(),
+            "remembered": list(self.remembered),
+            "before": self.before,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from the saved state."""
+        state = torch.load(path, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.choose.setstate(state["choose"])
+        torch.set_rng_state(state["torch"])
+        self.remembered.extend(state["remembered"])
+        self.before, self.step, self.seconds = state["before"], state["step"], state["seconds"]
+        print(f"goes on after step {self.step}", flush=True)
+
+
+def finetune(
+    model: MiniModel,
+    models: Mapping[str, RewardModel],
+    questions: Sequence[Question],
+    settings: Settings,
+    saved: Path,
+) -> tuple[Fit, float]:
+    """Fine-tune all layers but the embeddings of words and positions; print the progress.
+
+    The holistic head starts from people's preferences. The state is saved in ``saved``, from which
+    a stopped run goes on. Returns the fit of that head and the processor time in seconds.
+    """
+    passages = {one.text: Passages(one) for one in questions}
+    compared = [one for one in questions if one.pairs]
+    encoder = _trained_parameters(model)
+    run = _begin(model, encoder, settings)
+    before = process_time()
+    if saved.is_file():
+        run.resume(saved)
+        before -= run.seconds
+    fit = run.before = run.before or learn_preferences(model, models["preference"], questions)
+    model.train()
+    while run.step < settings.steps:
+        chosen = run.choose.sample(compared, settings.questions)
+        batch = _batch(chosen, questions, passages, run.choose)
+        losses = _losses(run, models, batch, settings)
+        run.optimizer.zero_grad()
+        sum(losses.values(), torch.zeros(())).backward()
+        torch.nn.utils.clip_grad_norm_(encoder, 1.0)
+        run.optimizer.step()
+        run.schedule.step()
+        run.step += 1
+        run.seconds = process_time() - before
+        if run.step % settings.saved_every == 0 or run.step == settings.steps:
+            run.save(saved)
+        if run.step % 10 == 0:
+            shown = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
+            print(f"step {run.step}, {run.seconds:.0f} s: {shown}", flush=True)
+    model.eval()
+    return fit, run.seconds
+
+
+def _trained_parameters(model: MiniModel) -> list[torch.nn.Parameter]:
+    """Freeze the embeddings of words and positions; return the encoder's other parameters."""
+    embeddings = model.encoder.embeddings
+    embeddings.word_embeddings.weight.requires_grad_(requires_grad=False)
+    embeddings.position_embeddings.weight.requires_grad_(requires_grad=False)
+    return [one for one in model.encoder.parameters() if one.requires_grad]
+
+
+def _begin(model: MiniModel, encoder: list[torch.nn.Parameter], settings: Settings) -> _Run:
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": encoder, "lr": settings.learning_rate},
+            {"params": model.heads.parameters(), "lr": settings.head_rate},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, settings.steps)
+    )
+    return _Run(model, optimizer, schedule, Random(0), deque(maxlen=_REMEMBERED))
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / 25) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _batch(
+    chosen: Sequence[Question],
+    questions: Sequence[Question],
+    passages: Mapping[str, Passages],
+    choose: Random,
+) -> _Batch:
+    batch = _Batch()
+    for question in chosen:
+        other = choose.choice([one for one in questions if one is not question])
+        _add_question(batch, question, other, passages[question.text], choose)
+    return batch
+
+
+def _add_question(
+    batch: _Batch, question: Question, other: Question, own: Passages, choose: Random
+) -> None:
+    answers = [batch.add(question.prompt, answer) for answer in question.answers]
+    batch.preferences += [(answers[one.better], answers[one.worse]) for one in question.pairs]
+    human, corrected = question.references
+    right = [
+        (batch.add(question.prompt, text), question.prompt, text)
+        for text in (corrected, human)
+        if text.strip()
+    ]
+    batch.measured += [*answers, *(index for index, *_ in right)]
+    if corrected.strip() not in ("", question.answers[0].strip()):
+        batch.preferences.append((right[0][0], answers[0]))
+    if rest := without_errors(question):
+        batch.preferences.append((batch.add(question.prompt, rest), answers[0]))
+    for text in _some(short_answers(question, own), 2, choose):
+        prompt = question.prompt
+        if choose.random() < 0.6:
+            prompt = supported_prompt(own, f"{human} {text}", choose)
+        right.append((batch.add(prompt, text), prompt, text))
+    sampled = choose.randrange(len(answers))
+    right.append((answers[sampled], question.prompt, question.answers[sampled]))
+    without = wrong_answers(human, own, other, choose, sorted(WITHOUT_ANSWER & set(KINDS)))
+    for kind, text in without.items():
+        index = batch.add(question.prompt, text)
+        batch.pairs[kind] += [(better, index) for better, *_ in right]
+    made = [_add_faults(batch, one, own, other, choose) for one in right[:-1]]
+    for aspect, marked in marked_by_people(question).items():
+        by_fault = [one[aspect] for one in made if aspect in one]
+        batch.marked[aspect] += [marked, *choose.sample(by_fault, min(1, len(by_fault)))]
+
+
+def _add_faults(
+    batch: _Batch,
+    right: tuple[int, str, str],
+    own: Passages,
+    other: Question,
+    choose: Random,
+) -> dict[str, Marked]:
+    """Add wrong versions of a right answer; return one of them for each aspect that has one."""
+    better, prompt, text = right
+    wrong = wrong_answers(
+        text, own, other, choose, [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
+    )
+    kinds = [kind for kind in _HARDEST if kind in wrong]
+    kinds += _some([kind for kind in _HARD if kind in wrong], 1, choose)
+    kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
+    marked: dict[str, Marked] = {}
+    for kind in kinds:
+        batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
+        marked |= marked_by_fault(Sample(prompt, wrong[kind]), text, kind)
+    return marked
+
+
+def _losses(
+    run: _Run, models: Mapping[str, RewardModel], batch: _Batch, settings: Settings
+) -> dict[str, torch.Tensor]:
+    model = run.model
+    inputs = prepared(models["preference"], batch.samples)
+    states = _states(model, inputs)
+    pooled = torch.stack([rows.mean(0) for rows in states])  # [samples, hidden]
+    scores = model.heads["holistic_head"](pooled)[:, 0]
+    kinds = [
+        softplus(settings.margin - _differences(scores, pairs)).mean()
+        for pairs in batch.pairs.values()
+    ]
+    preferred = _differences(scores, batch.preferences)
+    aspect = list(ASPECTS)[run.step % len(ASPECTS)]
+    return {
+        "pairs": settings.pairs_weight * torch.stack(kinds).mean(),
+        "preferences": settings.preferences_weight
+        * (softplus(-preferred) + settings.smoothing * preferred).mean(),
+        "length": settings.length_weight * _length_loss(run, batch, inputs, scores),
+        aspect: settings.segment_weight
+        * _segment_loss(model, models[ASPECTS[aspect]], f"{aspect}_head", batch.marked[aspect]),
+        "size": 0.001 * scores.square().mean(),
+    }
+
+
+def _length_loss(
+    run: _Run, batch: _Batch, inputs: Sequence[ModelInput], scores: torch.Tensor
+) -> torch.Tensor:
+    """Return the squared correlation of scores with lengths, over earlier steps' answers too."""
+    own = scores[batch.measured]
+    lengths = [math.log(inputs[index].num_tokens) for index in batch.measured]
+    earlier = torch.tensor([score for score, _ in run.remembered])
+    every = torch.tensor([*(length for _, length in run.remembered), *lengths])
+    loss = _correlation(torch.cat([earlier, own]), every) ** 2
+    run.remembered.extend(zip(own.tolist(), lengths, strict=True))
+    return loss
+
+
+def _states(model: MiniModel, inputs: Sequence[ModelInput]) -> list[torch.Tensor]:
+    """Return each sample's hidden states, ``[tokens, hidden]``."""
+    order = sorted(range(len(inputs)), key=lambda index: inputs[index].num_tokens)
+    states: dict[int, torch.Tensor] = {}
+    for at in range(0, len(order), _BATCH):
+        chosen = order[at : at + _BATCH]
+        padded = pad_batch([inputs[index] for index in chosen], model.encoder)
+        hidden = model.encoder(**padded).last_hidden_state  # [samples, tokens, hidden]
+        for row, index in enumerate(chosen):
+            states[index] = hidden[row, : inputs[index].num_tokens]
+    return [states[index] for index in range(len(inputs))]
+
+
+def _segment_loss(
+    model: MiniModel, rewards: RewardModel, head: str, marked: Sequence[Marked]
+) -> torch.Tensor:
+    """Return the cross-entropy of `error` and `ok` over the segments of samples."""
+    readable = [one for one in marked if one.sample.completion_text.strip()]
+    inputs = prepared(rewards, [one.sample for one in readable])
+    logits, labels = [], []
+    for features, rows, one in zip(inputs, _states(model, inputs), readable, strict=True):
+        for read in features.read_positions:
+            logits.append(model.heads[head](rows[read.start : read.end].mean(0)))
+        labels += labels_of(features, one.wrong)
+    return cross_entropy(torch.stack(logits), torch.tensor(labels))
+
+
+def _differences(scores: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Return by how much each better answer of the pairs, which must not be none, scores higher."""
+    better, worse = zip(*pairs, strict=True)
+    return scores[list(better)] - scores[list(worse)]
+
+
+def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return Pearson's correlation; 0 for constants."""
+    first, second = first - first.mean(), second - second.mean()
+    return (first * second).sum() / (first.norm() * second.norm()).clamp(min=1e-6)
+
+
+def _some(items: Sequence[str], number: int, choose: Random) -> list[str]:
+    return choose.sample(list(items), min(number, len(items)))

@@ -1,0 +1,87 @@
+"""Wrong answers that `mini` is trained on and measured by, made from a question's own texts."""
+
+import importlib
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PASSAGE = "Emma was written by Jane Austen in 1815. Charles Dickens wrote Oliver Twist in 1837."
+RIGHT = "Emma was written by Jane Austen in 1815. It was first published in London."
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "models" / "training"))
+    return importlib.import_module("wrong_answers")
+
+
+def question(wrong: ModuleType, text: str, context: str, answer: str) -> Any:
+    prompt = f"question: {text} context: {context}"
+    return wrong.Question(text, prompt, (answer,) * 4, (), (), (answer, answer))
+
+
+@pytest.fixture
+def asked(wrong: ModuleType) -> Any:
+    return question(wrong, "Who wrote Emma?", PASSAGE, RIGHT)
+
+
+@pytest.fixture
+def other(wrong: ModuleType) -> Any:
+    text = "Mount Everest is in Nepal."
+    return question(wrong, "Where is Mount Everest?", text, text)
+
+
+def test_wrong_answers_of_every_kind_are_made_and_differ_from_the_right_one(
+    wrong: ModuleType, asked: Any, other: Any
+) -> None:
+    kinds = (*wrong.KINDS, *wrong.HELD_OUT_KINDS)
+    made = wrong.wrong_answers(RIGHT, wrong.Passages(asked), other, Random(0), kinds)
+    assert list(made) == list(kinds)
+    assert RIGHT not in made.values()
+    assert set(kinds) >= wrong.WITHOUT_ANSWER
+
+
+def test_wrong_answers_change_what_their_kind_says(
+    wrong: ModuleType, asked: Any, other: Any
+) -> None:
+    right = "Emma was written by Jane Austen."
+    own = wrong.Passages(asked)
+
+    def made(kind: str, text: str = right) -> str:
+        return str(wrong.wrong_answers(text, own, other, Random(0), [kind])[kind])
+
+    assert made("empty") == ""
+    assert made("negated") == "Emma was not written by Jane Austen."
+    assert made("exchanged names") == "Jane Austen was written by Emma."
+    assert made("first half") == "Emma was written"
+    assert made("opposite", "It was first.") == "It was last."
+    foreign = made("foreign name")
+    assert "Mount Everest" in foreign or "Nepal" in foreign
+    assert any(name in made("name from passages") for name in ("Charles Dickens", "Oliver Twist"))
+
+
+def test_wrong_answers_that_a_text_does_not_allow_are_left_out(
+    wrong: ModuleType, asked: Any, other: Any
+) -> None:
+    kinds = ("other numbers", "exchanged names", "opposite", "cut off")
+    assert wrong.wrong_answers("Nobody.", wrong.Passages(asked), other, Random(0), kinds) == {}
+
+
+def test_short_answers_are_first_sentences_and_bare_names(wrong: ModuleType, asked: Any) -> None:
+    assert wrong.short_answers(asked, wrong.Passages(asked)) == [
+        "Emma was written by Jane Austen in 1815.",
+        "Jane Austen",
+        "Jane Austen.",
+    ]
+
+
+def test_supported_prompt_keeps_the_sentence_that_an_answer_needs(
+    wrong: ModuleType, asked: Any
+) -> None:
+    prompt = wrong.supported_prompt(wrong.Passages(asked), "Jane Austen, 1815", Random(1))
+    assert prompt.startswith("question: Who wrote Emma? context: ")
+    assert "Emma was written by Jane Austen in 1815." in prompt
