@@ -1,1 +1,1 @@
-"""ALaRM's claim, tried on Spanish to English translation: `python -m translation_study --help`."""
+"""Tests ALaRM's claim on Spanish to English translation: `python -m translation_study --help`."""
