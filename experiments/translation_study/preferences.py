@@ -21,7 +21,6 @@ from translation_study.settings import Sizes
 
 __all__ = ["Pair", "accuracy", "label", "scores", "train_holistic"]
 
-_PAIRS_PER_PROMPT = 6
 _BATCH = 32
 
 
@@ -41,16 +40,13 @@ def label(
     scores: Sequence[Sequence[float]],
     flipped: float,
 ) -> list[Pair]:
-    """Return up to six pairs per prompt; pairs of equal score are left out."""
+    """Return all pairs of each prompt's samples; pairs of equal score are left out."""
     choose = random.Random(0)
     pairs: list[Pair] = []
     for prompt, texts, values in zip(prompts, samples, scores, strict=True):
-        untied = [
-            (one, other)
-            for one, other in combinations(range(len(texts)), 2)
-            if values[one] != values[other]
-        ]
-        for one, other in choose.sample(untied, min(_PAIRS_PER_PROMPT, len(untied))):
+        for one, other in combinations(range(len(texts)), 2):
+            if values[one] == values[other]:
+                continue
             better, worse = (one, other) if values[one] > values[other] else (other, one)
             is_flipped = choose.random() < flipped
             if is_flipped:

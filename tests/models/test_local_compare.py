@@ -317,7 +317,7 @@ def test_compare_spec_of_an_endpoint_keeps_the_constants_of_earlier_versions() -
 
 
 def test_verdict_that_is_no_token_is_refused(llama_lm: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="write other tokens in `verdicts`"):
+    with pytest.raises(CheckpointError, match="change `verdicts`"):
         load(spec(llama_lm, verdicts=("neither", " answer")))
-    with pytest.raises(CheckpointError, match="not all different tokens"):
+    with pytest.raises(CheckpointError, match="`verdicts` must be different tokens"):
         load(spec(llama_lm, verdicts=("answer", " answer")))

@@ -403,9 +403,9 @@ def test_local_rubric_criterion_that_is_too_long_fails_or_is_skipped(
 def test_local_rubric_whose_tokens_the_judge_does_not_have_names_their_keys(
     llama_lm: Checkpoint,
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"'Yes' is not a single token.*in `positive` and"):
+    with pytest.raises(CheckpointError, match=r"'Yes' is not a single token.*change `positive`"):
         load(local(llama_lm, positive="Yes"))
-    with pytest.raises(CheckpointError, match="positive and negative are the same token"):
+    with pytest.raises(CheckpointError, match="`positive` and `negative` must be different tokens"):
         load(local(llama_lm, positive=" question", negative="question"))
 
 

@@ -145,7 +145,7 @@ def test_rubric_score_without_verdicts_or_with_nan_fails() -> None:
         ({"template": "t"}, "Extra inputs"),
         ({"max_tokens": 99}, "max_tokens cannot be used with an endpoint"),
         ({"endpoint": None, "checkpoint": "x", "n": 3}, "n cannot be used with a checkpoint"),
-        ({"n": 3}, "3 votes at temperature 0"),
+        ({"n": 3}, "3 answers at temperature 0"),
         ({"question": "Q {completion} {criteria}"}, r"does not contain \{mark\}"),
         ({"criteria": {"a": {"text": "T", "requires": ["b"]}}}, r"criteria\.a\.requires names"),
         ({"criteria": {"a": {"text": "T", "weight": 0}}}, "every criterion has weight 0"),

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from alarm_models.types import Message, Sample
@@ -62,11 +62,19 @@ def neutralized(text: str, tokens: Iterable[str] = ()) -> str:
     A zero-width space is inserted after the first character of each. ``tokens`` are those of the
     judge's tokenizer, in addition to those of known tokenizers.
     """
-    own = sorted({token for token in tokens if len(token.strip()) > 1}, key=len, reverse=True)
-    if own:
-        pattern = re.compile("|".join(re.escape(token.strip()) for token in own))
+    pattern = _pattern_of(tuple(tokens))
+    if pattern is not None:
         text = pattern.sub(_split, text)
     return _CONTROL_TOKEN.sub(_split, text)
+
+
+@lru_cache(maxsize=32)
+def _pattern_of(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Return a pattern of a tokenizer's tokens, the longest first; None if there are none."""
+    own = {token.strip() for token in tokens if len(token.strip()) > 1}
+    if not own:
+        return None
+    return re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True))))
 
 
 def neutralized_sample(sample: Sample, tokens: Iterable[str] = ()) -> Sample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -183,37 +184,38 @@ def _models(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_templates(table: Mapping[str, Any]) -> None:
-    """Replace the name of a chat template's file by its text."""
+def _read_named_files(table: Mapping[str, Any]) -> None:
+    """Replace the names of files of chat templates and rubrics by their contents."""
     for model in _models(table):
-        file = model.get("chat_template")
-        if _is_template_file(file):
-            try:
-                text = _read_text(Path(file).expanduser(), 4 * _MAX_TEXT_CHARS)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise RecipeError(
-                    f"recipe {table.get('name')!r}: chat_template names {file[:_MAX_SHOWN]}, which "
-                    f"cannot be read: {_short(str(error))}"
-                ) from error
-            model["chat_template"] = text
+        template, criteria = model.get("chat_template"), model.get("criteria")
+        if _is_template_file(template):
+            with _naming_file(table, "chat_template", template):
+                model["chat_template"] = _read_text(
+                    Path(template).expanduser(), 4 * _MAX_TEXT_CHARS
+                )
+        if _is_rubric_file(criteria):
+            with _naming_file(table, "criteria", criteria):
+                model["criteria"] = _read_rubric_file(Path(criteria).expanduser())
 
 
-def _read_rubrics(table: Mapping[str, Any]) -> None:
-    """Replace the name of a rubric's file by its contents."""
-    for model in _models(table):
-        file = model.get("criteria")
-        if not _is_rubric_file(file):
-            continue
-        try:
-            text = _read_text(Path(file).expanduser(), _MAX_FILE_BYTES).removeprefix("\ufeff")
-            model["criteria"] = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
-            if not model["criteria"]:
-                raise ValueError("it has no criteria")
-        except (OSError, RuntimeError, ValueError) as error:  # a RecursionError too
-            raise RecipeError(
-                f"recipe {table.get('name')!r}: criteria names {file[:_MAX_SHOWN]}, which cannot "
-                f"be read: {_short(str(error))}"
-            ) from error
+def _read_rubric_file(file: Path) -> Any:
+    text = _read_text(file, _MAX_FILE_BYTES).removeprefix("\ufeff")
+    criteria = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    if not criteria:
+        raise ValueError("it has no criteria")
+    return criteria
+
+
+@contextmanager
+def _naming_file(table: Mapping[str, Any], key: str, file: str) -> Iterator[None]:
+    """Raise `RecipeError`, which names the key and the file, if the file cannot be read."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:  # a RecursionError too
+        raise RecipeError(
+            f"recipe {table.get('name')!r}: {key} names {file[:_MAX_SHOWN]}, which cannot be read: "
+            f"{_short(str(error))}"
+        ) from error
 
 
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,8 +224,7 @@ def _copied(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(table: Mapping[str, Any]) -> Recipe:
-    _read_templates(table)
-    _read_rubrics(table)
+    _read_named_files(table)
     name = _short(repr(table.get("name")))
     for key, text in _texts(table):
         if len(text) > _MAX_TEXT_CHARS:

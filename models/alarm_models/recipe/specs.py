@@ -719,6 +719,13 @@ class GenerativeSpec(TextSpec):
 ANY_NUMBER = r"(?<![\d./])(?<!/ )-?\d+(?:\.\d+)?"
 
 
+def _require_different_answers(number: int, temperature: object, key: str) -> None:
+    if number > 1 and temperature == 0:
+        raise ValueError(
+            f"{number} answers at temperature 0 are all the same: set a higher one in {key}"
+        )
+
+
 class JudgeMessage(BaseModel):
     """One message to a judge; its content is a template."""
 
@@ -849,10 +856,7 @@ class JudgeSpec(TextSpec):
 
     @model_validator(mode="after")
     def _votes_may_differ(self) -> JudgeSpec:
-        if self.n > 1 and self.temperature == 0:
-            raise ValueError(
-                f"{self.n} answers at temperature 0 are all the same: set a higher temperature"
-            )
+        _require_different_answers(self.n, self.temperature, "temperature")
         return self
 
 
@@ -1034,11 +1038,8 @@ class RemoteSpec(Spec):
             raise ValueError(f"parameters.n is {named!r}: set the number of answers in `n`")
         if self.n > 1 and "n" in self.parameters:
             raise ValueError("n and parameters.n both set the number of answers: remove one")
-        if self.num_votes > 1 and self.parameters.get("temperature") == 0:
-            raise ValueError(
-                f"{self.num_votes} answers at temperature 0 are all the same: set a higher one in "
-                "parameters.temperature"
-            )
+        temperature = self.parameters.get("temperature")
+        _require_different_answers(self.num_votes, temperature, "parameters.temperature")
         return self
 
     @model_validator(mode="after")
@@ -1322,12 +1323,9 @@ class RubricSpec(TextSpec):
 
     @model_validator(mode="after")
     def _votes_may_differ(self) -> RubricSpec:
-        parameters = {} if self.endpoint is None else self.endpoint.parameters
-        if self.n > 1 and parameters.get("temperature") == 0:
-            raise ValueError(
-                f"{self.n} votes at temperature 0 are all the same: set a higher one in "
-                "endpoint.parameters.temperature"
-            )
+        if self.endpoint is not None:
+            temperature = self.endpoint.parameters.get("temperature")
+            _require_different_answers(self.n, temperature, "endpoint.parameters.temperature")
         return self
 
     @model_validator(mode="after")
@@ -1543,12 +1541,9 @@ class CompareSpec(TextSpec):
         has_own_question = self.format in ("genrm", "pairrm", "logit")
         if has_own_question and "question" in self.model_fields_set:
             raise ValueError(f"format `{self.format}` does not use question: remove it")
-        parameters = {} if self.endpoint is None else self.endpoint.parameters
-        if self.n > 1 and parameters.get("temperature") == 0:
-            raise ValueError(
-                f"{self.n} answers at temperature 0 are all the same: set a higher one in "
-                "endpoint.parameters.temperature"
-            )
+        if self.endpoint is not None:
+            temperature = self.endpoint.parameters.get("temperature")
+            _require_different_answers(self.n, temperature, "endpoint.parameters.temperature")
         return self
 
     @model_validator(mode="after")

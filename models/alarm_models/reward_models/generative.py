@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from alarm_models.combination.all_rules import sigmoid
-from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import token_scorer
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
-from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
-from alarm_models.recipe.specs import GenerativeSpec, RubricSpec, StepsSpec
+from alarm_models.recipe.specs import GenerativeSpec
+from alarm_models.reward_models.answer_tokens import require_in_vocabulary, scored_tokens
 from alarm_models.reward_models.base import (
     LoadedCheckpoint,
     NeuralRewardModel,
@@ -26,32 +25,7 @@ from alarm_models.reward_models.registry import CheckpointFiles, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline
 from alarm_models.types import Sample, Score, Span
 
-__all__ = ["GenerativeModel", "require_in_vocabulary", "scored_tokens"]
-
-
-def scored_tokens(
-    spec: GenerativeSpec | StepsSpec | RubricSpec, tokenizer: Tokenizer
-) -> tuple[int, ...]:
-    """Return the token ids whose logits give the score; raise `CheckpointError`."""
-    tokens = [token for token in (spec.positive, spec.negative) if token is not None]
-    try:
-        ids = tuple(one if isinstance(one, int) else tokenizer.only_id(one) for one in tokens)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{spec.checkpoint}: {error}: write others in `positive` and `negative`"
-        ) from error
-    if len({*ids}) < len(ids):
-        raise CheckpointError(
-            f"{spec.checkpoint}: positive and negative are the same token, {ids[0]}: change one"
-        )
-    return ids
-
-
-def require_in_vocabulary(spec: GenerativeSpec | StepsSpec, vocabulary: int) -> None:
-    """Raise `CheckpointError` for a token id outside the vocabulary."""
-    for token in (spec.positive, spec.negative):
-        if isinstance(token, int) and not 0 <= token < vocabulary:
-            raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
+__all__ = ["GenerativeModel"]
 
 
 def _load_network(spec: GenerativeSpec, files: CheckpointFiles) -> Network:
@@ -74,7 +48,7 @@ class GenerativeModel(NeuralRewardModel):
         fingerprint: str,
     ) -> None:
         super().__init__(spec, weights, fingerprint)
-        require_in_vocabulary(spec, int(self.config.vocab_size))
+        require_in_vocabulary(scored_tokens(spec, weights.tokenizer), weights.network)
         self._spec = spec
         self._texts = TextPipeline(spec, spec.template, weights, fields)
         self._ask = None if spec.ask is None else TextTemplate(spec.ask, fields=fields)

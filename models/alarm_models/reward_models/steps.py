@@ -18,6 +18,7 @@ from alarm_models.preprocessing.segmentation import find_segments
 from alarm_models.preprocessing.templates import FieldPattern, Rendered
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import StepsSpec
+from alarm_models.reward_models.answer_tokens import require_in_vocabulary, scored_tokens
 from alarm_models.reward_models.base import (
     LoadedCheckpoint,
     NeuralRewardModel,
@@ -25,7 +26,6 @@ from alarm_models.reward_models.base import (
     require_finite,
     require_outputs,
 )
-from alarm_models.reward_models.generative import require_in_vocabulary, scored_tokens
 from alarm_models.reward_models.registry import CheckpointFiles, head_or, neural_kind
 from alarm_models.reward_models.text_pipeline import TextPipeline
 from alarm_models.types import Message, Sample, Score, SegmentScore, Span
@@ -70,7 +70,7 @@ class StepsModel(NeuralRewardModel):
         super().__init__(spec, weights, fingerprint)
         is_causal = spec.positive is not None
         if is_causal:
-            require_in_vocabulary(spec, int(self.config.vocab_size))
+            require_in_vocabulary(scored_tokens(spec, weights.tokenizer), weights.network)
         elif weights.network.num_outputs != 1:
             require_outputs(weights.network, 2, "kind `steps`")
         self._has_pair = is_causal or weights.network.num_outputs == 2

@@ -63,10 +63,10 @@ class ShapingFit:
 class ShapingChoice:
     """A comparison of shapings of an aspect.
 
-    ``present`` is the recipe's shaping; ``recommended`` is None if no shaping can be recommended.
+    ``current`` is the recipe's shaping; ``recommended`` is None if no shaping can be recommended.
     """
 
-    present: Shaping
+    current: Shaping
     recommended: Shaping | None
     fits: Sequence[ShapingFit]
     num_completions: int
@@ -74,7 +74,7 @@ class ShapingChoice:
     def explained(self) -> str:
         """Describe the recommendation, or why there is none, in a sentence."""
         by_shaping = {fit.shaping: fit for fit in self.fits}
-        before = by_shaping[self.present]
+        before = by_shaping[self.current]
         if self.num_completions < _MIN_COMPLETIONS:
             return f"{self.num_completions} completions are too few to compare shapings"
         if all(math.isnan(fit.ranking) for fit in self.fits):
@@ -84,16 +84,16 @@ class ShapingChoice:
                 f"no shaping orders {_MIN_RANKING:.0%} of the pairs of completions as the aspect "
                 "does"
             )
-        if self.recommended is self.present:
+        if self.recommended is self.current:
             return (
-                f'keep shaping = "{self.present}": its largest correlation with length is '
+                f'keep shaping = "{self.current}": its largest correlation with length is '
                 f"{before.with_length:.2f}, and no other that keeps the ranking lowers it by "
                 f"{_MIN_GAIN}"
             )
         after = by_shaping[self.recommended]
         return (
             f'set shaping = "{self.recommended}": its largest correlation with length is '
-            f"{after.with_length:.2f}, instead of {before.with_length:.2f} with {self.present}; it "
+            f"{after.with_length:.2f}, instead of {before.with_length:.2f} with {self.current}; it "
             f"orders {after.ranking:.0%} of the pairs of completions as the aspect does"
         )
 
@@ -132,9 +132,9 @@ def _recommended(fits: Sequence[ShapingFit], num_completions: int) -> Shaping | 
     if not able or num_completions < _MIN_COMPLETIONS:
         return None
     best = min(able, key=lambda fit: fit.with_length)
-    present = fits[0]
-    if present.keeps_ranking and present.with_length - best.with_length < _MIN_GAIN:
-        return present.shaping
+    current = fits[0]
+    if current.keeps_ranking and current.with_length - best.with_length < _MIN_GAIN:
+        return current.shaping
     return best.shaping
 
 

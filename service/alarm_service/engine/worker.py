@@ -338,6 +338,8 @@ class DeviceWorker:
         num_threads = self._threads.choose(model, num_tokens)
         if num_threads != self._num_threads:
             torch.set_num_threads(num_threads)
+        # The time of the process includes its other threads, tokenization and HTTP: while they run,
+        # waiting for a core is noticed less often.
         started, cpu_started = time.monotonic(), time.process_time()
         try:
             yield

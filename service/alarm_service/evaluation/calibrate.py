@@ -261,7 +261,7 @@ def _aspects(result: CalibrationResult) -> Iterator[Grid | Paragraph]:
     )  # fmt: skip
     for name, choice in result.shapings.items():
         if choice.num_completions:
-            is_other = choice.recommended not in (None, choice.present)
+            is_other = choice.recommended not in (None, choice.current)
             yield Paragraph(f"{name}: {choice.explained()}.", is_caution=is_other)
     yield Paragraph(
         f"The holistic term of an admitted completion is {plain(result.holistic_part.mean)} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from alarm_models.errors import SampleError
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.preprocessing.untrusted_text import neutralized
 from alarm_models.recipe.specs import CompareSpec, EndpointSpec
-from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
+from alarm_models.reward_models.base import Outcome, gather_limited
 from alarm_models.reward_models.compare.groups import (
     compare_groups,
     compare_with_references,
@@ -23,7 +22,8 @@ from alarm_models.reward_models.compare.questions import (
     RankingQuestion,
 )
 from alarm_models.reward_models.judge_endpoint.client import JudgeEndpoint, JudgeReply
-from alarm_models.types import JudgeTotals, JudgeUsage, Sample, Score
+from alarm_models.reward_models.judge_endpoint.model import EndpointJudgeModel
+from alarm_models.types import JudgeUsage, Sample, Score
 
 __all__ = ["EndpointCompareModel"]
 
@@ -31,46 +31,20 @@ _Asked = TypeVar("_Asked")
 _Read = TypeVar("_Read")
 
 
-class EndpointCompareModel(HostModel):
+class EndpointCompareModel(EndpointJudgeModel):
     """A judge behind a chat endpoint that compares the samples of each group.
 
     Equal completions are compared once and get the same score. A sample that has failed before is
     not compared; a sample that is alone in its group fails.
     """
 
-    is_elsewhere = True
-
     def __init__(
         self, spec: CompareSpec, endpoint: EndpointSpec, fields: Mapping[str, FieldPattern]
     ) -> None:
-        super().__init__("", spec.view_rules)
+        super().__init__(spec, endpoint, fields)
         self._spec = spec
-        self._max_concurrent = endpoint.max_concurrent
-        self._endpoint = JudgeEndpoint(endpoint)
         self._question = TextTemplate(spec.question, fields=fields)
         self._reference = TextTemplate("{reference}", fields=fields)
-        patterns = sorted((name, field.pattern) for name, field in fields.items())
-        constants = spec.constants(frozenset({"endpoint"}))
-        self._constants = f"{constants}|{endpoint.scoring_constants()}|{patterns}"
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the recipe, the endpoint's address, and the model that it reported."""
-        parts = f"{self._constants}|{self._endpoint.identity}"
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-    @property
-    def judge_totals(self) -> JudgeTotals:
-        """What the endpoint was asked since it was opened."""
-        return self._endpoint.totals
-
-    async def open(self) -> None:
-        """Ask which model the endpoint serves; raise `CheckpointError`."""
-        await self._endpoint.open()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._endpoint.close()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Compare the samples of each group, or each sample with its reference."""

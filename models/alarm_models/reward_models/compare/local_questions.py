@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from alarm_models.errors import CheckpointError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import MARK, CompareSpec
+from alarm_models.reward_models.answer_tokens import answer_token_ids, require_in_vocabulary
 from alarm_models.reward_models.base import LoadedCheckpoint, Prepared, require_outputs
 from alarm_models.reward_models.compare.questions import INTRODUCTION, fenced
 from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
@@ -39,21 +39,8 @@ class QuestionInput(ModelInput):
 
 
 def verdict_ids(spec: CompareSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids of the verdict tokens; raise `CheckpointError` unless each is one token."""
-    try:
-        ids = tuple(
-            token if isinstance(token, int) else tokenizer.only_id(token)
-            for token in spec.verdict_tokens
-        )
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{spec.checkpoint}: {error}: write other tokens in `verdicts`"
-        ) from error
-    if len({*ids}) < len(ids):
-        raise CheckpointError(
-            f"{spec.checkpoint}: verdicts are not all different tokens, but {list(ids)}"
-        )
-    return ids
+    """Return the ids of the verdict tokens; raise `CheckpointError`."""
+    return answer_token_ids(spec.verdict_tokens, tokenizer, spec.checkpoint, "`verdicts`")
 
 
 class QuestionTokenizer:
@@ -71,12 +58,7 @@ class QuestionTokenizer:
         if spec.format == "logit":
             require_outputs(weights.network, 1, "format `logit`")
         else:
-            vocabulary = int(weights.network.config.vocab_size)
-            for token in verdict_ids(spec, weights.tokenizer):
-                if not 0 <= token < vocabulary:
-                    raise CheckpointError(
-                        f"verdicts has token {token}, outside the vocabulary of {vocabulary}"
-                    )
+            require_in_vocabulary(verdict_ids(spec, weights.tokenizer), weights.network)
 
     @property
     def keeps_messages(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,13 +10,14 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from alarm_models.combination.all_rules import sigmoid
-from alarm_models.errors import CheckpointError, SampleError, quoted
+from alarm_models.errors import SampleError, quoted
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.modeling.loader import token_scorer
 from alarm_models.modeling.network import Network
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.truncation import TokenIds
 from alarm_models.recipe.specs import CRITERIA, EndpointSpec, RubricSpec
+from alarm_models.reward_models.answer_tokens import require_in_vocabulary, scored_tokens
 from alarm_models.reward_models.base import (
     HostModel,
     LoadedCheckpoint,
@@ -26,8 +26,8 @@ from alarm_models.reward_models.base import (
     Prepared,
     gather_limited,
 )
-from alarm_models.reward_models.generative import scored_tokens
-from alarm_models.reward_models.judge_endpoint.client import JudgeEndpoint, Question
+from alarm_models.reward_models.judge_endpoint.client import Question
+from alarm_models.reward_models.judge_endpoint.model import EndpointJudgeModel
 from alarm_models.reward_models.prefixes import num_shared_tokens
 from alarm_models.reward_models.registry import CheckpointFiles, host_kind, neural_kind
 from alarm_models.reward_models.rubric.aggregation import Verdict, score_of_verdicts
@@ -48,7 +48,7 @@ from alarm_models.reward_models.rubric.questions import (
     numbered,
 )
 from alarm_models.reward_models.text_pipeline import TextPipeline
-from alarm_models.types import JudgeTotals, JudgeUsage, Sample, Score, Span
+from alarm_models.types import JudgeUsage, Sample, Score, Span
 
 __all__ = ["EndpointRubricModel", "RubricModel"]
 
@@ -89,10 +89,7 @@ class RubricModel(NeuralRewardModel):
         fingerprint: str,
     ) -> None:
         super().__init__(spec, weights, fingerprint)
-        vocabulary = int(self.config.vocab_size)
-        for token in scored_tokens(spec, weights.tokenizer):
-            if not 0 <= token < vocabulary:
-                raise CheckpointError(f"token {token} is outside the vocabulary of {vocabulary}")
+        require_in_vocabulary(scored_tokens(spec, weights.tokenizer), weights.network)
         self._spec = spec
         self._control_tokens = weights.tokenizer.added_tokens
         self._texts = TextPipeline(spec, "chat", weights, fields)
@@ -182,41 +179,15 @@ class _Part:
 _PartVerdicts = tuple[list[Verdict | SampleError], JudgeUsage]
 
 
-class EndpointRubricModel(HostModel):
+class EndpointRubricModel(EndpointJudgeModel):
     """Asks a judge behind a chat endpoint; a failure there fails only its criteria."""
-
-    is_elsewhere = True
 
     def __init__(
         self, spec: RubricSpec, endpoint: EndpointSpec, fields: Mapping[str, FieldPattern]
     ) -> None:
-        super().__init__("", spec.view_rules)
+        super().__init__(spec, endpoint, fields)
         self._spec = spec
-        self._max_concurrent = endpoint.max_concurrent
-        self._endpoint = JudgeEndpoint(endpoint)
         self._question = _question(spec, ASKED_TO_WRITE, fields)
-        patterns = sorted((name, field.pattern) for name, field in fields.items())
-        constants = spec.constants(frozenset({"endpoint"}))
-        self._constants = f"{constants}|{endpoint.scoring_constants()}|{patterns}"
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the recipe, the endpoint's address, and the model that it reported."""
-        parts = f"{self._constants}|{self._endpoint.identity}"
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-    @property
-    def judge_totals(self) -> JudgeTotals:
-        """What the endpoint was asked since it was opened."""
-        return self._endpoint.totals
-
-    async def open(self) -> None:
-        """Ask which model the endpoint serves; raise `CheckpointError`."""
-        await self._endpoint.open()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._endpoint.close()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
         """Judge samples with concurrent requests."""
