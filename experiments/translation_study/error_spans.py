@@ -1,8 +1,12 @@
-"""The model of error spans: trained to find the words at which references were corrupted."""
+"""The model of error spans: trained to find the words at which references were corrupted.
+
+The same training, on words of samples that the reference lacks, is the holistic model's start.
+"""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +16,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast, set_seed
 
 from translation_study.fitting import fit, padded
-from translation_study.settings import Sizes
 
-__all__ = ["LABELS", "Marked", "corrupt", "detection", "margins", "train_errors"]
+__all__ = ["LABELS", "Marked", "corrupt", "detection", "margins", "mark", "train_errors"]
 
 LABELS = ("error", "ok")
 
@@ -46,6 +49,21 @@ def corrupt(pairs: Sequence[tuple[str, str]], vocabulary: Sequence[str], seed: i
     return [
         _corrupted(prompt, reference.split(), vocabulary, choose) for prompt, reference in pairs
     ]
+
+
+def mark(prompt: str, text: str, reference: str) -> Marked:
+    """Mark the words of a translation that the reference does not have, or not as often."""
+    left = Counter(map(_bare, reference.split()))
+    words = tuple(text.split())
+    wrong = []
+    for word in map(_bare, words):
+        wrong.append(left[word] == 0)
+        left[word] -= left[word] > 0
+    return Marked(prompt, words, tuple(wrong))
+
+
+def _bare(word: str) -> str:
+    return word.casefold().strip(".,;:!?")
 
 
 def _corrupted(
@@ -129,12 +147,17 @@ def _like(word: str, other: str) -> str:
 
 
 def train_errors(
-    policy: Path, tokenizer: PreTrainedTokenizerFast, marked: Sequence[Marked], sizes: Sizes
+    start: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    marked: Sequence[Marked],
+    *,
+    epochs: int,
+    rate: float,
 ) -> torch.nn.Module:
-    """Train a token classifier, started from the policy, on the labels of words."""
+    """Train a token classifier, started from the policy or another one, on labels of words."""
     set_seed(0)
     model = AutoModelForTokenClassification.from_pretrained(
-        policy,
+        start,
         num_labels=len(LABELS),
         id2label=dict(enumerate(LABELS)),
         label2id={name: at for at, name in enumerate(LABELS)},
@@ -152,8 +175,8 @@ def train_errors(
         [len(ids) for ids, _ in rows],
         loss_of,
         batch=_BATCH,
-        steps=sizes.error_epochs * -(-len(rows) // _BATCH),
-        rate=sizes.error_rate,
+        steps=epochs * -(-len(rows) // _BATCH),
+        rate=rate,
     )
     return model.eval()
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Figure", "gain", "mean", "win_rate", "win_rates_by_seed"]
 
-Values = NDArray[np.float64]  # [seeds, prompts]
+Values = NDArray[np.float64]  # [seeds, prompts, samples]
 
 _SEED = 0
 
@@ -34,7 +34,7 @@ class Figure:
 
 
 def mean(values: Values, draws: int) -> Figure:
-    """Return the mean; each draw resamples seeds and prompts with replacement."""
+    """Return the mean; each draw resamples seeds, and prompts with all their samples."""
     return _figure(float(values.mean()), [one.mean() for one in _resampled(values, draws)])
 
 
@@ -52,7 +52,7 @@ def gain(values: Values, base: Values, draws: int) -> Figure:
 def win_rate(values: Values, other: Values, draws: int, *, is_lower_better: bool) -> Figure:
     """Return wins / (wins + losses) over all pairs of seeds, ties left out; NaN if all are ties."""
     sign = -1 if is_lower_better else 1
-    compared = np.sign(sign * (values[:, None] - other[None]))  # [seeds, seeds, prompts]
+    compared = np.sign(sign * (values[:, None] - other[None]))  # [seeds, seeds, prompts, samples]
     choose = np.random.default_rng(_SEED)
     found = []
     for _ in range(draws):

@@ -7,10 +7,14 @@ from itertools import pairwise
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-__all__ = ["METRICS", "corpus_scores", "repetition", "sentence_scores"]
+__all__ = ["GOLD", "METRICS", "corpus_scores", "repetition", "sentence_scores"]
+
+#: The metric that labels preferences and judges policies: chrF with precision and recall alike.
+#: sacrebleu's chrF has recall count double, so longer samples win more often.
+GOLD = "chrF1"
 
 #: Metric -> whether lower is better.
-METRICS = {"chrF": False, "BLEU": False, "TER": True}
+METRICS = {GOLD: False, "chrF": False, "BLEU": False, "TER": True}
 
 
 def sentence_scores(
@@ -19,7 +23,7 @@ def sentence_scores(
     metrics: Sequence[str] = tuple(METRICS),
 ) -> dict[str, list[float]]:
     """Return metrics of each translation; BLEU with smoothing by effective order."""
-    made = {"chrF": CHRF(), "BLEU": BLEU(effective_order=True), "TER": TER()}
+    made = _made(BLEU(effective_order=True))
     return {
         name: [
             made[name].sentence_score(text, list(known)).score
@@ -35,10 +39,14 @@ def corpus_scores(
     """Return each metric of the whole corpus; sentences may have any number of references."""
     most = max(map(len, references))
     columns = [[one[at] if at < len(one) else None for one in references] for at in range(most)]
-    made = {"chrF": CHRF(), "BLEU": BLEU(), "TER": TER()}
     return {
-        name: metric.corpus_score(list(completions), columns).score for name, metric in made.items()
+        name: metric.corpus_score(list(completions), columns).score
+        for name, metric in _made(BLEU()).items()
     }
+
+
+def _made(bleu: BLEU) -> dict[str, CHRF | BLEU | TER]:
+    return {GOLD: CHRF(beta=1), "chrF": CHRF(), "BLEU": bleu, "TER": TER()}
 
 
 def repetition(text: str) -> float:

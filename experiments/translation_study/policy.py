@@ -136,7 +136,10 @@ def translate(
     new_tokens: int,
     seed: int | None = None,
 ) -> list[Translation]:
-    """Translate prompts greedily, or by sampling at temperature 1 if there is a seed."""
+    """Translate prompts greedily, or by sampling at temperature 1 if there is a seed.
+
+    Equal seeds give equal translations of the same prompts.
+    """
     if seed is not None:
         set_seed(seed)
     how = {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0}

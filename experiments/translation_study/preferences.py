@@ -1,6 +1,6 @@
 """The holistic model: trained on preferences between the policy's own samples.
 
-A reference metric (sentence chrF) decides which of two samples is better, and a quarter of the
+A reference metric (`metrics.GOLD`) decides which of two samples is better, and a quarter of the
 labels are flipped, as people are inconsistent. The model reads no reference.
 """
 
@@ -56,12 +56,15 @@ def label(
 
 
 def train_holistic(
-    policy: Path, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], sizes: Sizes
+    start: Path, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], sizes: Sizes
 ) -> torch.nn.Module:
-    """Train a classifier with one logit, started from the policy, by Bradley and Terry's loss."""
+    """Train a classifier with one logit, by Bradley and Terry's loss.
+
+    All but its head starts from a model of the same shape.
+    """
     set_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(
-        policy, num_labels=1, dtype=torch.float32
+        start, num_labels=1, dtype=torch.float32, ignore_mismatched_sizes=True
     ).train()
     rows = [
         [_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)]

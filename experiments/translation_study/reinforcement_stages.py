@@ -12,12 +12,15 @@ from translation_study.corpus import Sentence
 from translation_study.evaluation import read_rows, require_agreement, rewarded, write_rows
 from translation_study.grpo import train
 from translation_study.methods import NUM_MAIN, Method, methods
-from translation_study.metrics import corpus_scores
+from translation_study.metrics import GOLD, corpus_scores
 from translation_study.serving import alarm, served
 from translation_study.stages import Run
 from translation_study.training_stages import sentences
 
 __all__ = ["reinforce"]
+
+#: Seed of the samples by which policies are judged, the same for each method.
+_SEED = 4000
 
 
 def reinforce(run: Run) -> None:
@@ -77,13 +80,11 @@ def _compared(run: Run, every: Sequence[Method], url: str, folder: Path) -> None
 
 
 def _best_rate(run: Run) -> float:
-    """Return the rate at which `holistic_only` has the highest chrF on the development set.
+    """Return the rate at which `holistic_only` has the best samples of the development set.
 
     Chosen for the method that the others are compared with, before any of the others runs.
     """
-    return max(
-        run.sizes.rates, key=lambda rate: run.found(f"rates/{rate:g}")["development"]["chrF"]
-    )
+    return max(run.sizes.rates, key=lambda rate: run.found(f"rates/{rate:g}")["development"][GOLD])
 
 
 def _run(
@@ -103,9 +104,8 @@ def _trained(
     )  # fmt: skip
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     _score_curve(followed, url, folder / "curve.jsonl")
-    greedy = _greedy(run, folder / "policy", sentences(run, "development"))
-    references = [one.references for one in sentences(run, "development")]
-    scores = corpus_scores(greedy, references)
+    part = _repeated(run, sentences(run, "development"))
+    scores = _corpus_scores(run, folder / "policy", part, _SEED)[1]
     width = max(1, len(log) // 8)
     return {
         "method": method.title,
@@ -115,7 +115,7 @@ def _trained(
         "reward": [round(_mean(log[:width], "reward"), 4), round(_mean(log[-width:], "reward"), 4)],
         "failed": round(_mean(log, "alarm/failed"), 4),
         "step_seconds": round(_mean(log, "step_time"), 2),
-        "development": {name: round(score, 2) for name, score in scores.items()},
+        "development": scores,
     }
 
 
@@ -135,21 +135,30 @@ def _score_curve(followed: Sequence[Sentence], url: str, file: Path) -> None:
 
 
 def _evaluated(run: Run, trained: Path, url: str, folder: Path) -> dict[str, Any]:
-    """Translate the test set greedily; write the translations with their scores."""
-    part = sentences(run, "test")
-    texts = _greedy(run, trained, part)
+    """Sample translations of the test set; write them with their scores."""
+    part = _repeated(run, sentences(run, "test"))
+    texts, found = _corpus_scores(run, trained, part, _SEED)
     scores = rewarded(url, [one.prompt for one in part], texts)
     rows = (
         {"id": one.id, "completion": text, **score}
         for one, text, score in zip(part, texts, scores, strict=True)
     )
     write_rows(folder / "test.jsonl", rows)
-    found = corpus_scores(texts, [one.references for one in part])
-    return {"test": {name: round(score, 2) for name, score in found.items()}}
+    _, greedy = _corpus_scores(run, trained, sentences(run, "test"), None)
+    return {"test": found, "test_greedy": greedy}
 
 
-def _greedy(run: Run, trained: Path, part: Sequence[Sentence]) -> list[str]:
+def _repeated(run: Run, part: Sequence[Sentence]) -> list[Sentence]:
+    return [one for one in part for _ in range(run.sizes.test_samples)]
+
+
+def _corpus_scores(
+    run: Run, trained: Path, part: Sequence[Sentence], seed: int | None
+) -> tuple[list[str], dict[str, float]]:
+    """Return translations, sampled with a seed or greedy without, and the metrics of all."""
     model, tokenizer = policy.load(trained)
     prompts = [one.prompt for one in part]
-    found = policy.translate(model, tokenizer, prompts, new_tokens=run.sizes.new_tokens)
-    return [one.text for one in found]
+    found = policy.translate(model, tokenizer, prompts, new_tokens=run.sizes.new_tokens, seed=seed)
+    texts = [one.text for one in found]
+    scores = corpus_scores(texts, [one.references for one in part])
+    return texts, {name: round(score, 2) for name, score in scores.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from translation_study.intervals import Figure, gain, win_rate, win_rates_by_seed
 from translation_study.methods import NUM_MAIN, UNTRAINED, methods
-from translation_study.metrics import METRICS
+from translation_study.metrics import GOLD, METRICS
 from translation_study.recipe import ASPECTS
 from translation_study.stored_results import LOWER, Results, read_results
 
@@ -90,7 +90,7 @@ class _Report:
         yield from self._answer()
         yield from self._setting()
         yield from self._means()
-        yield f"\n![Gain in chrF over the supervised policy]({figures}/gains.png)\n"
+        yield f"\n![Gain in {GOLD} over the supervised policy]({figures}/gains.png)\n"
         yield from self._wins()
         yield "Reports of the commands on the same files:"
         for name in ("select", "calibrate", "evaluate"):
@@ -99,7 +99,7 @@ class _Report:
         yield "\n## Over-optimization\n"
         yield (
             "Samples at temperature 1 of the same sentences along training: the proxy (holistic z)"
-            " and the gold metric (chrF) over the distance from the supervised policy.\n"
+            f" and the gold metric ({GOLD}) over the distance from the supervised policy.\n"
         )
         yield f"![Gold and proxy over KL]({figures}/over-optimization.png)\n"
         yield from self._curve_table()
@@ -109,7 +109,7 @@ class _Report:
 
     def _answer(self) -> Iterable[str]:
         yield "## Does the paper's order come out?\n"
-        yield "| difference in mean | chrF | holistic z |\n|---|---:|---:|"
+        yield f"| difference in mean | {GOLD} | holistic z |\n|---|---:|---:|"
         pairs = [
             ("hierarchical", other)
             for other in (UNTRAINED, "holistic", "aspect", "weighted sum")
@@ -124,10 +124,10 @@ class _Report:
         for own, other in pairs:
             if own not in self._results.values or other not in self._results.values:
                 continue
-            found = {name: self._gain(own, other, name) for name in ("chrF", "z")}
-            yield f"| {own} − {other} | {found['chrF'].text(2)} | {found['z'].text(3)} |"
+            found = {name: self._gain(own, other, name) for name in (GOLD, "z")}
+            yield f"| {own} − {other} | {found[GOLD].text(2)} | {found['z'].text(3)} |"
             if own == "hierarchical":
-                clear.append((other, found["chrF"]))
+                clear.append((other, found[GOLD]))
         if not clear:
             return
         above = [other for other, found in clear if found.low > 0]
@@ -138,7 +138,7 @@ class _Report:
             f"clearly below {', '.join(below)}" if below else "",
             f"not distinguishable from {', '.join(unclear)}" if unclear else "",
         ]
-        yield f"\nBy chrF, `hierarchical` is {'; '.join(one for one in sentences if one)}.\n"
+        yield f"\nBy {GOLD}, `hierarchical` is {'; '.join(one for one in sentences if one)}.\n"
 
     def _setting(self) -> Iterable[str]:
         results = self._results
@@ -152,7 +152,7 @@ class _Report:
             f" {development} |"
         )
         yield (
-            f"| holistic model | prefers the translation of higher chrF in"
+            f"| holistic model | prefers the translation of higher {GOLD} in"
             f" {holistic['accuracy_true']:.1%} of {holistic['held_out_pairs']} pairs kept back;"
             f" agrees with the noisy labels in {holistic['accuracy_labels']:.1%} |"
         )
@@ -167,30 +167,40 @@ class _Report:
             f" threshold {constants['threshold']} |"
         )
         rates = [one["found"] for one in results.stages if one["stage"].startswith("rates/")]
-        tried = ", ".join(f"{one['rate']:g}: {one['development']['chrF']}" for one in rates)
-        yield f"| learning rate | by `holistic` on the development set (chrF): {tried} |"
+        tried = ", ".join(f"{one['rate']:g}: {one['development'][GOLD]}" for one in rates)
+        yield f"| learning rate | by `holistic`, {GOLD} on the development set: {tried} |"
         seeds = ", ".join(map(str, results.settings["seeds"]))
         yield f"| GRPO | {results.settings['steps']} steps, seeds {seeds} |"
 
     def _means(self) -> Iterable[str]:
         yield "\n## Means on the test set\n"
         yield (
-            "chrF, BLEU and TER are corpus scores, averaged over seeds; *gain* is that of mean"
-            " sentence chrF over the supervised policy. `grammar` is the number of errors per word,"
+            f"Of samples at temperature 1. {', '.join(METRICS)} are corpus scores, averaged over"
+            f" seeds; *gain* is that of mean sentence {GOLD} over the supervised policy, *greedy*"
+            f" the {GOLD} of greedy translations. `grammar` is the number of errors per word,"
             " `errors` the share of words that the model of error spans finds right. Of TER,"
             " grammar and repetition less is better.\n"
         )
         names = ("z", *ASPECTS, "length", "repetition")
-        yield "| method | " + " | ".join((*METRICS, "gain in chrF", *names, "admitted")) + " |"
-        yield "|---|" + "---:|" * (len(METRICS) + len(names) + 2)
+        head = (*METRICS, f"gain in {GOLD}", "greedy", *names, "admitted")
+        yield "| method | " + " | ".join(head) + " |"
+        yield "|---|" + "---:|" * len(head)
         for method in self._every:
             scores = self._results.corpus[method]
             cells = [f"{np.mean(scores[name]):.2f}" for name in METRICS]
-            own = "" if method == UNTRAINED else self._gain(method, UNTRAINED, "chrF").text(2)
-            cells += [own, *(self._mean(method, name) for name in names)]
+            own = "" if method == UNTRAINED else self._gain(method, UNTRAINED, GOLD).text(2)
+            cells += [own, self._greedy(method), *(self._mean(method, name) for name in names)]
             cells.append(f"{self._results.admitted[method]:.0%}")
             yield f"| {method} | " + " | ".join(cells) + " |"
         yield f"\n{_PAPER_MEANS}"
+
+    def _greedy(self, method: str) -> str:
+        found = [
+            one["found"]["test_greedy"][GOLD]
+            for one in self._results.stages
+            if one["found"].get("method", UNTRAINED) == method and "test_greedy" in one["found"]
+        ]
+        return f"{np.mean(found):.2f}"
 
     def _mean(self, method: str, name: str) -> str:
         values = self._results.values[method][name]
@@ -199,7 +209,7 @@ class _Report:
     def _wins(self) -> Iterable[str]:
         yield "\n## Win rates\n"
         yield (
-            "Share of prompts that the row wins, in percent, ties left out: mean over seeds ±"
+            "Share of samples that the row wins, in percent, ties left out: mean over seeds ±"
             " standard deviation, as the paper has them. *all pairs* is the win rate against"
             " `holistic` over all pairs of seeds, with its interval. The first four methods are the"
             " paper's.\n"
@@ -227,44 +237,44 @@ class _Report:
     def _ablations(self) -> Iterable[str]:
         yield "\n## Ablation: the hierarchy with other aspects\n"
         titles = [one for one in ("hierarchical", *self._ablation) if one in self._results.values]
-        yield "| aspect | mean win rate by the holistic reward | by chrF | gain in chrF |"
+        yield f"| aspect | mean win rate by the holistic reward | by {GOLD} | gain in {GOLD} |"
         yield "|---|---:|---:|---:|"
         for title in titles:
             name = f"{self._chosen} (selected)" if title == "hierarchical" else title.split(": ")[1]
             cells = []
-            for judge in ("z", "chrF"):
+            for judge in ("z", GOLD):
                 rates = [
                     np.mean(self._by_seed(title, other, judge))
                     for other in titles
                     if other != title
                 ]
                 cells.append(f"{np.nanmean(rates) * 100:.1f}" if rates else "–")
-            found = self._gain(title, UNTRAINED, "chrF").text(2)
+            found = self._gain(title, UNTRAINED, GOLD).text(2)
             yield f"| {name} | {cells[0]} | {cells[1]} | {found} |"
         yield f"\n{_PAPER_ABLATION}"
 
     def _curve_table(self) -> Iterable[str]:
-        yield "| method | final KL | z, start → end | chrF, start → end | highest chrF (step) |"
+        yield f"| method | final KL | z, start → end | {GOLD}, start → end | highest (step) |"
         yield "|---|---:|---:|---:|---:|"
         for method, runs in self._ordered_curves():
             z = np.mean([[point.z for point in run] for run in runs], axis=0)
             kl = np.mean([run[-1].kl for run in runs])
-            chrf = np.mean([[point.chrf for point in run] for run in runs], axis=0)
-            best = int(np.argmax(chrf))
+            gold = np.mean([[point.gold for point in run] for run in runs], axis=0)
+            best = int(np.argmax(gold))
             yield (
                 f"| {method} | {kl:.2f} | {z[0]:.2f} → {z[-1]:.2f}"
-                f" | {chrf[0]:.1f} → {chrf[-1]:.1f} | {chrf[best]:.1f} ({runs[0][best].step}) |"
+                f" | {gold[0]:.1f} → {gold[-1]:.1f} | {gold[best]:.1f} ({runs[0][best].step}) |"
             )
 
     def _reasons(self) -> Iterable[str]:
-        """Yield how the rewards agree with the gold metric over all greedy translations."""
+        """Yield how the rewards agree with the gold metric over all translations."""
         yield "\n## What the rewards know\n"
         yield (
             "Between the supervised policy's translation of a sentence and a trained policy's: how"
-            " often a reward prefers the one of higher chrF (pairs that neither ties). *given"
+            f" often a reward prefers the one of higher {GOLD} (pairs that neither ties). *given"
             " admitted*: pairs in which both pass the threshold, where aspects are added.\n"
         )
-        yield "| reward | agrees with chrF | given admitted | ties |"
+        yield f"| reward | agrees with {GOLD} | given admitted | ties |"
         yield "|---|---:|---:|---:|"
         for name in ("z", *ASPECTS, "length"):
             agree, passed, ties = self._agreement(name)
@@ -280,7 +290,7 @@ class _Report:
             turn = -1 if name in LOWER else 1
             for own_name, base_name, target in (
                 (turn * values[method][name], turn * base[name], signs),
-                (values[method]["chrF"], base["chrF"], golds),
+                (values[method][GOLD], base[GOLD], golds),
             ):
                 target.append(np.sign(own_name - base_name).ravel())
             both = (values[method]["z"] >= threshold) & (base["z"] >= threshold)
@@ -298,7 +308,7 @@ class _Report:
 
     def _examples(self) -> Iterable[str]:
         yield "\n## Translations\n"
-        yield "The first sentences of the test set, seed 0.\n"
+        yield "The first sentences of the test set, the first sample of seed 0.\n"
         for source, reference, texts in self._results.examples:
             yield f"- *{source}* (reference: {reference})"
             for method in (UNTRAINED, *self._main):
@@ -348,9 +358,9 @@ class _Report:
         return [(one, curves[one]) for one in (*self._main, *self._ablation) if one in curves]
 
     def plot_gains(self, file: Path) -> None:
-        """Plot each method's gain in chrF with its interval."""
+        """Plot each method's gain in the gold metric with its interval."""
         titles = [*self._main, *self._ablation]
-        found = [self._gain(title, UNTRAINED, "chrF") for title in titles]
+        found = [self._gain(title, UNTRAINED, GOLD) for title in titles]
         fig, axes = plt.subplots(figsize=(7, 0.4 * len(titles) + 1.2), layout="constrained")
         for at, (title, one) in enumerate(zip(titles, found, strict=True)):
             color = "C0" if title in self._main else "C7"
@@ -359,7 +369,7 @@ class _Report:
         axes.axvline(0, color="0.7", lw=1, zorder=0)
         axes.set_yticks(range(len(titles)), titles)
         axes.invert_yaxis()
-        axes.set_xlabel("gain in mean sentence chrF over the supervised policy")
+        axes.set_xlabel(f"gain in mean sentence {GOLD} over the supervised policy")
         fig.savefig(file, dpi=110)
         plt.close(fig)
 
@@ -370,11 +380,11 @@ class _Report:
             if method not in self._main:
                 continue
             kl = np.mean([[point.kl for point in run] for run in runs], axis=0)
-            for axis, name in zip(axes, ("z", "chrf"), strict=True):
+            for axis, name in zip(axes, ("z", "gold"), strict=True):
                 own = np.mean([[getattr(point, name) for point in run] for run in runs], axis=0)
                 axis.plot(kl, own, "o-", ms=4, color=f"C{at}", label=method)
         axes[0].set_ylabel("proxy: holistic z")
-        axes[1].set_ylabel("gold: chrF")
+        axes[1].set_ylabel(f"gold: {GOLD}")
         for axis in axes:
             axis.set_xlabel("KL from the supervised policy, nats per translation")
         axes[0].legend(fontsize=8)

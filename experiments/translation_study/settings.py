@@ -26,6 +26,9 @@ class Sizes:
     flipped: float = 0.25
     preference_epochs: int = 1
     preference_rate: float = 2e-4
+    # Where the holistic model starts: words of samples that the reference does not have.
+    word_samples: int = 12000
+    word_epochs: int = 2
     # The model of error spans: corrupted references.
     corrupted_references: int = 24000
     error_epochs: int = 2
@@ -37,7 +40,7 @@ class Sizes:
     aspect_weight: float = 1.0  # the paper's, for translation
     gate_temperature: float = 0.25
     # GRPO: the same for each method.
-    rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5)  # one is chosen with `holistic_only`
+    rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4)  # one is chosen with `holistic_only`
     beta: float = 0.05
     steps: int = 60
     prompts_per_step: int = 8
@@ -48,6 +51,7 @@ class Sizes:
     # Evaluation.
     development_prompts: int = 200
     test_prompts: int = 300
+    test_samples: int = 4
     curve_every: int = 15
     curve_prompts: int = 80
     draws: int = 2000
@@ -72,6 +76,8 @@ QUICK = Sizes(
     supervised_batch=64,
     preference_prompts=150,
     preference_epochs=1,
+    word_samples=1000,
+    word_epochs=1,
     corrupted_references=3000,
     error_epochs=1,
     study_prompts=60,
@@ -83,6 +89,7 @@ QUICK = Sizes(
     seeds=(0,),
     development_prompts=20,
     test_prompts=30,
+    test_samples=2,
     curve_every=2,
     curve_prompts=10,
     draws=200,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from translation_study import corpus
 from translation_study.evaluation import read_rows
 from translation_study.intervals import Values
-from translation_study.metrics import METRICS, corpus_scores, repetition, sentence_scores
+from translation_study.metrics import GOLD, METRICS, corpus_scores, repetition, sentence_scores
 from translation_study.recipe import ASPECTS
 
 __all__ = ["COLUMNS", "LOWER", "CurvePoint", "Results", "read_results"]
@@ -33,15 +34,15 @@ class CurvePoint:
     step: int
     kl: float
     z: float
-    chrf: float
+    gold: float
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """The results by method.
 
-    `values[method][column]` is `[seeds, prompts]`, `corpus[method][metric]` has one number per
-    seed, `curves[method]` one list of points per seed.
+    `values[method][column]` is `[seeds, prompts, samples]`, `corpus[method][metric]` has one number
+    per seed, `curves[method]` one list of points per seed.
     """
 
     settings: dict[str, Any]
@@ -63,7 +64,7 @@ def read_results(stored: Path) -> Results:
     """Read a folder that `collect` wrote; references are those of its test sentences."""
     sentences = corpus.read(stored / "test.jsonl")
     references = {one.id: one.references for one in sentences}
-    values: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[str, list[NDArray[np.float64]]]] = defaultdict(lambda: defaultdict(list))
     totals: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     admitted: dict[str, list[float]] = defaultdict(list)
     texts: dict[str, list[str]] = {}
@@ -72,7 +73,7 @@ def read_results(stored: Path) -> Results:
         method = rows[0]["method"]
         written = [row["completion"] for row in rows]
         known = [references[row["id"]] for row in rows]
-        texts.setdefault(method, written)
+        texts.setdefault(method, written[:: len(rows) // len(sentences)])
         for name, score in corpus_scores(written, known).items():
             totals[method][name].append(score)
         columns = sentence_scores(written, known)
@@ -81,7 +82,7 @@ def read_results(stored: Path) -> Results:
         for name in ("z", *ASPECTS):
             columns[name] = [np.nan if row[name] is None else row[name] for row in rows]
         for name in COLUMNS:
-            values[method][name].append(columns[name])
+            values[method][name].append(np.reshape(columns[name], (len(sentences), -1)))
         admitted[method].append(sum(row["admitted"] for row in rows) / len(rows))
     return Results(
         settings=json.loads((stored / "settings.json").read_text()),
@@ -112,13 +113,13 @@ def _curves(
         points = []
         for step, own in sorted(by_step.items()):
             known = [references[row["id"]] for row in own]
-            scores = sentence_scores([row["completion"] for row in own], known, ("chrF",))
+            scores = sentence_scores([row["completion"] for row in own], known, (GOLD,))
             points.append(
                 CurvePoint(
                     step,
                     float(np.mean([row["kl"] for row in own])),
                     float(np.mean([row["z"] for row in own])),
-                    float(np.mean(scores["chrF"])),
+                    float(np.mean(scores[GOLD])),
                 )
             )
         found[rows[0]["method"]].append(points)

@@ -9,13 +9,13 @@ from typing import Any
 
 from translation_study import corpus, error_spans, policy, preferences, recipe
 from translation_study.corpus import Sentence
-from translation_study.metrics import corpus_scores, sentence_scores
+from translation_study.metrics import GOLD, corpus_scores, sentence_scores
 from translation_study.stages import Run
 
 __all__ = ["prepare"]
 
 #: Seeds of what is sampled before reinforcement learning.
-_PREFERENCE_SEED, _STUDY_SEED = 1000, 2000
+_PREFERENCE_SEED, _STUDY_SEED, _WORDS_SEED = 1000, 2000, 5000
 _HELD_OUT_SHARE = 0.1
 
 
@@ -24,8 +24,9 @@ def prepare(run: Run, archive: Path) -> None:
     run.stage("corpus", lambda folder: _split(run, archive, folder))
     run.stage("policy", lambda folder: _policy(run, folder))
     run.stage("preferences", lambda folder: _preferences(run, folder))
-    run.stage("recipe/holistic", lambda folder: _holistic(run, folder))
     run.stage("recipe/errors", lambda folder: _errors(run, folder))
+    run.stage("words", lambda folder: _words(run, folder))
+    run.stage("recipe/holistic", lambda folder: _holistic(run, folder))
     run.stage("select", lambda folder: _select(run, folder))
     run.stage("calibrate", lambda folder: _calibrate(run, folder))
 
@@ -69,7 +70,7 @@ def _policy(run: Run, folder: Path) -> dict[str, Any]:
 def sampled(
     run: Run, part: Sequence[Sentence], seed: int
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """Return samples of the supervised policy for each sentence, and their chrF."""
+    """Return samples of the supervised policy for each sentence, and their gold metric."""
     model, tokenizer = policy.load(run.folder / "policy")
     number = run.sizes.samples_per_prompt
     found = policy.translate(
@@ -81,7 +82,7 @@ def sampled(
     )
     texts = [one.text for one in found]
     references = [one.references for one in part for _ in range(number)]
-    scores = sentence_scores(texts, references, ("chrF",))["chrF"]
+    scores = sentence_scores(texts, references, (GOLD,))[GOLD]
     rows = range(0, len(texts), number)
     return [texts[at : at + number] for at in rows], [scores[at : at + number] for at in rows]
 
@@ -105,7 +106,7 @@ def _preferences(run: Run, folder: Path) -> dict[str, Any]:
     return {
         "pairs": len(pairs),
         "flipped": sum(pair.flipped for pair in pairs),
-        "sampled_chrF": round(sum(flat) / len(flat), 2),
+        f"sampled_{GOLD}": round(sum(flat) / len(flat), 2),
     }
 
 
@@ -116,8 +117,7 @@ def _holistic(run: Run, folder: Path) -> dict[str, Any]:
     while pairs[cut].prompt == pairs[cut - 1].prompt:  # all pairs of a prompt on one side
         cut += 1
     _, tokenizer = policy.load(run.folder / "policy")
-    start = run.folder / "policy"
-    model = preferences.train_holistic(start, tokenizer, pairs[:cut], run.sizes)
+    model = preferences.train_holistic(run.folder / "words", tokenizer, pairs[:cut], run.sizes)
     policy.save(model, tokenizer, folder)
     model = model.float()
     held_out = pairs[cut:]
@@ -140,11 +140,47 @@ def _errors(run: Run, folder: Path) -> dict[str, Any]:
     marked = error_spans.corrupt(pairs[::stride], vocabulary, seed=0)
     held_out = error_spans.corrupt(_prompted(sentences(run, "development")), vocabulary, seed=1)
     _, tokenizer = policy.load(run.folder / "policy")
-    model = error_spans.train_errors(run.folder / "policy", tokenizer, marked, run.sizes)
+    model = error_spans.train_errors(
+        run.folder / "policy",
+        tokenizer,
+        marked,
+        epochs=run.sizes.error_epochs,
+        rate=run.sizes.error_rate,
+    )
     policy.save(model, tokenizer, folder)
     model = model.float()
     found = error_spans.detection(model, tokenizer, held_out)
     return {"references": len(marked), **{name: round(one, 3) for name, one in found.items()}}
+
+
+def _words(run: Run, folder: Path) -> dict[str, Any]:
+    """Train the start of the holistic model, on the policy's samples of its own sentences."""
+    part = sentences(run, "policy")
+    part = part[:: max(1, len(part) // run.sizes.word_samples)]
+    model, tokenizer = policy.load(run.folder / "policy")
+    found = policy.translate(
+        model,
+        tokenizer,
+        [one.prompt for one in part],
+        new_tokens=run.sizes.new_tokens,
+        seed=_WORDS_SEED,
+    )
+    marked = [
+        error_spans.mark(one.prompt, sample.text, one.references[0])
+        for one, sample in zip(part, found, strict=True)
+        if sample.text.strip()
+    ]
+    cut = len(marked) - len(marked) // 20
+    trained = error_spans.train_errors(
+        run.folder / "recipe" / "errors",
+        tokenizer,
+        marked[:cut],
+        epochs=run.sizes.word_epochs,
+        rate=run.sizes.error_rate,
+    )
+    policy.save(trained, tokenizer, folder)
+    measured = error_spans.detection(trained.float(), tokenizer, marked[cut:])
+    return {"samples": cut, **{name: round(one, 3) for name, one in measured.items()}}
 
 
 def _select(run: Run, folder: Path) -> dict[str, Any]:
@@ -152,7 +188,7 @@ def _select(run: Run, folder: Path) -> dict[str, Any]:
     recipe.write_base(base, run.sizes)
     part = sentences(run, "study")
     texts, scores = sampled(run, part, _STUDY_SEED)
-    result = recipe.select(base, part, texts, {"chrF": scores}, folder, run.sizes)
+    result = recipe.select(base, part, texts, {GOLD: scores}, folder, run.sizes)
     chosen, is_chosen = recipe.chosen_aspect(base.with_name("selected.toml"), result)
     return {"chosen": chosen, "by_alarm_select": is_chosen}
 

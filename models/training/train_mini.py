@@ -33,7 +33,7 @@ def main() -> None:
     """Train, write, measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Settings.steps, help="of fine-tuning")
+    parser.add_argument("--steps", type=int, default=Settings().steps, help="of fine-tuning")
     parser.add_argument(
         "--state",
         type=Path,
