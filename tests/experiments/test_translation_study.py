@@ -8,7 +8,7 @@ import pytest
 from tolerance import computed
 
 from translation_study.corpus import HELD_OUT, pairs_of, split
-from translation_study.error_spans import corrupt
+from translation_study.error_spans import corrupt, mark
 from translation_study.intervals import gain, win_rate, win_rates_by_seed
 from translation_study.methods import NUM_MAIN, methods
 from translation_study.preferences import label
@@ -38,6 +38,18 @@ def test_corrupt_marks_every_word_that_differs() -> None:
         assert len(one.words) == len(one.wrong)
         others = [word for word, bad in zip(one.words, one.wrong, strict=True) if not bad]
         assert set(others) <= set(reference.split())
+
+
+def test_mark_counts_each_word_of_the_reference_once() -> None:
+    found = mark("p", "The cat saw the the dog!", "the dog saw the cat")
+    assert found.words == ("The", "cat", "saw", "the", "the", "dog!")
+    assert found.wrong == (False, False, False, False, True, False)
+
+
+def test_win_rate_resamples_prompts_with_their_samples() -> None:
+    own = np.array([[[1.0, 1.0], [0.0, 0.0]]])  # one seed, two prompts, two samples
+    found = win_rate(own, 1 - own, 200, is_lower_better=False)
+    assert [found.value, found.low, found.high] == [0.5, 0.0, 1.0]
 
 
 def test_label_flips_the_share_that_is_asked_for() -> None:
