@@ -14,7 +14,12 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from translation_study.fitting import fit, padded
 from translation_study.settings import Sizes
@@ -60,12 +65,16 @@ def train_holistic(
 ) -> torch.nn.Module:
     """Train a classifier with one logit, by Bradley and Terry's loss.
 
-    All but its head starts from a model of the same shape.
+    It starts from a token classifier of words (`train_errors`): its score is at first the mean
+    margin by which tokens are rather right than wrong.
     """
     set_seed(0)
+    words = AutoModelForTokenClassification.from_pretrained(start, dtype=torch.float32)
     model = AutoModelForSequenceClassification.from_pretrained(
         start, num_labels=1, dtype=torch.float32, ignore_mismatched_sizes=True
     ).train()
+    with torch.no_grad():
+        model.score.weight.copy_(words.score.weight[1:] - words.score.weight[:1])
     rows = [
         [_ids(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected)]
         for pair in pairs
@@ -75,7 +84,7 @@ def train_holistic(
         ids, mask = padded(
             [rows[at][side] for side in (0, 1) for at in batch], tokenizer.pad_token_id
         )
-        chosen, rejected = model(input_ids=ids, attention_mask=mask).logits[:, 0].chunk(2)
+        chosen, rejected = _pooled_logits(model, ids, mask).chunk(2)
         return -logsigmoid(chosen - rejected).mean()
 
     fit(
@@ -107,8 +116,15 @@ def scores(
     for at in range(0, len(texts), 256):
         rows = [_ids(tokenizer, *text) for text in texts[at : at + 256]]
         ids, mask = padded(rows, tokenizer.pad_token_id)
-        found += model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+        found += _pooled_logits(model, ids, mask).tolist()
     return found
+
+
+def _pooled_logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the score of each row, of its mean hidden state, as `pooling = "mean"` reads it."""
+    states = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    weights = mask[:, :, None] / mask.sum(1)[:, None, None]  # [rows, tokens, 1]
+    return model.score((states * weights).sum(1))[:, 0]
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, prompt: str, text: str) -> list[int]:

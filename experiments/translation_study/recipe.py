@@ -26,6 +26,7 @@ kind = "sequence"
 checkpoint = "./holistic"
 template = "{{prompt}}{{completion}}"
 suffix = "</s>"
+pooling = "mean"
 dtype = "float32"
 
 [models.grammar]

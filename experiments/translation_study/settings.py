@@ -25,7 +25,7 @@ class Sizes:
     samples_per_prompt: int = 4
     flipped: float = 0.25
     preference_epochs: int = 1
-    preference_rate: float = 2e-4
+    preference_rate: float = 1e-4
     # Where the holistic model starts: words of samples that the reference does not have.
     word_samples: int = 12000
     word_epochs: int = 2
