@@ -26,6 +26,7 @@ kind = "sequence"
 checkpoint = "./holistic"
 template = "{{prompt}}{{completion}}"
 suffix = "</s>"
+head = "score"
 pooling = "mean"
 dtype = "float32"
 
