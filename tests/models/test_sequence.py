@@ -47,6 +47,19 @@ def test_sequence_in_any_batch_gives_transformers_scores(
         assert one.value == computed(checkpoint.plain_logits(text).item())
 
 
+def test_sequence_pooling_without_effect_is_refused(tmp_path: Path) -> None:
+    checkpoint = tiny.sequence_classifier("llama", tmp_path)
+    averaged = {"checkpoint": str(tmp_path), "template": TEMPLATE, "pooling": "mean"}
+    with pytest.raises(RecipeError, match=r"no effect .* reads the last token\. Name"):
+        load(SequenceSpec(**averaged))
+    inputs = checkpoint.tokenizer(texts(TEMPLATE)[0], return_tensors="pt")
+    with torch.inference_mode():
+        mean = checkpoint.model.model(**inputs).last_hidden_state[0].mean(0)
+        wanted = checkpoint.model.score(mean).item()
+    (one,) = score(load(SequenceSpec(**averaged, head="score")), SAMPLES[:1])
+    assert one.value == computed(wanted)
+
+
 @pytest.mark.parametrize("pad_is_eos", [False, True])
 def test_sequence_ending_with_end_of_text_is_read_as_transformers_does(
     pad_is_eos: bool, tmp_path: Path

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
-from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import base_with_gate, base_with_weights, sequence_classifier
 from alarm_models.modeling.network import Network
@@ -23,7 +22,7 @@ from alarm_models.reward_models.base import (
 )
 from alarm_models.reward_models.prefixes import PrefixPipeline, read_with_prefixes
 from alarm_models.reward_models.registry import CheckpointFiles, head_or, neural_kind
-from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
+from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_of, pooling_positions
 from alarm_models.types import Sample, Score, Span
 
 __all__ = ["MultiObjectiveModel"]
@@ -55,7 +54,7 @@ class MultiObjectiveModel(NeuralRewardModel):
         super().__init__(spec, weights, fingerprint)
         self._spec = spec
         self._texts = TextPipeline(spec, spec.template, weights, fields)
-        self._pooling = weights.network.pooling or Pooling(spec.pooling)
+        self._pooling = pooling_of(spec, weights)
         self._gate = () if spec.gate_at is None else weights.tokenizer.ids(spec.gate_at)
         num_objectives = weights.network.num_outputs // (3 if self._gate else 1)
         num_objectives -= spec.gate is not None  # its last output is the score

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from alarm_models.combination.all_rules import sigmoid
-from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import sequence_classifier
 from alarm_models.preprocessing.read_text import ReadText
@@ -26,7 +25,7 @@ from alarm_models.reward_models.base import (
 )
 from alarm_models.reward_models.prefixes import PrefixPipeline, read_with_prefixes
 from alarm_models.reward_models.registry import head_or, neural_kind
-from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_positions
+from alarm_models.reward_models.text_pipeline import TextPipeline, pooling_of, pooling_positions
 from alarm_models.types import Sample, Score
 
 __all__ = ["SequenceModel"]
@@ -53,7 +52,7 @@ class SequenceModel(NeuralRewardModel):
         self._spec = spec
         self._normalization = weights.normalization
         self._texts = TextPipeline(spec, spec.template, weights, fields)
-        self._pooling = weights.network.pooling or Pooling(spec.pooling)
+        self._pooling = pooling_of(spec, weights)
 
     def prepare_shown(self, samples: Sequence[Sample]) -> list[Prepared]:
         """Render, tokenize and truncate, with prefixes for samples that request them."""

@@ -24,11 +24,23 @@ from alarm_models.preprocessing.templates import (
 )
 from alarm_models.preprocessing.truncation import TokenIds, fit
 from alarm_models.preprocessing.turns import Turns
-from alarm_models.recipe.specs import ClassifierSpec, TextSpec, TurnsSpec
+from alarm_models.recipe.specs import (
+    ClassifierSpec,
+    MultiObjectiveSpec,
+    SequenceSpec,
+    TextSpec,
+    TurnsSpec,
+)
 from alarm_models.reward_models.base import LoadedCheckpoint, Prepared, max_tokens
 from alarm_models.types import Message, Sample, Score, Span
 
-__all__ = ["TextPipeline", "pooling_positions", "turns_of"]
+__all__ = ["TextPipeline", "pooling_of", "pooling_positions", "turns_of"]
+
+_READ_BY = {
+    Pooling.FIRST: "the first token",
+    Pooling.MEAN: "the mean of all tokens",
+    Pooling.LAST_NOT_PADDING: "the last token",
+}
 
 
 class TextPipeline:
@@ -234,6 +246,25 @@ def turns_of(spec: TurnsSpec) -> Turns:
     texts = {role: getattr(spec, role) for role in ("system", "user", "assistant", "tool")}
     by_role = {role: text for role, text in texts.items() if text is not None}
     return Turns(by_role, spec.start, spec.separator, spec.generation)
+
+
+def pooling_of(spec: SequenceSpec | MultiObjectiveSpec, weights: LoadedCheckpoint) -> Pooling:
+    """Return where a score is read: where the checkpoint's own classifier reads, or the recipe's.
+
+    Raises `RecipeError` if the recipe asks for another ``pooling`` than that classifier's: it would
+    have no effect.
+    """
+    own, wanted = weights.network.pooling, Pooling(spec.pooling)
+    if own is None:
+        return wanted
+    same = own is wanted or (own, wanted) == (Pooling.LAST_NOT_PADDING, Pooling.LAST)
+    if "pooling" in spec.model_fields_set and own is not Pooling.OWN and not same:
+        raise RecipeError(
+            f'pooling = "{spec.pooling}" has no effect on {spec.checkpoint}: its own classifier '
+            f'reads {_READ_BY[own]}. Name the head (`head`, for example "score") to have it read '
+            "the tokens of `pooling`, or leave `pooling` out"
+        )
+    return own
 
 
 def pooling_positions(ids: Sequence[int], pooling: Pooling, pad: int | None) -> Span:
