@@ -38,10 +38,15 @@ def test_readme_curl_returns_the_response_shown(server: Process) -> None:
     got, shown = json.loads(done.stdout), json.loads(block("json"))
     assert got.keys() == shown.keys()
     assert got["fingerprint"] == shown["fingerprint"]
-    (reward,), (wanted,) = got["rewards"], shown["rewards"]
-    assert reward["reward"] == printed(wanted["reward"])
-    assert reward["token_rewards"] == printed(wanted["token_rewards"])
-    assert reward["admitted"] == wanted["admitted"]
+    for reward, wanted in zip(got["rewards"], shown["rewards"], strict=True):
+        assert reward["reward"] == printed(wanted["reward"])
+        assert reward["token_rewards"] == printed(wanted["token_rewards"])
+        assert reward["admitted"] == wanted["admitted"]
+        labels, wanted_labels = (
+            [segment["label"] for segment in one["aspects"]["factuality"]["segments"]]
+            for one in (reward, wanted)
+        )
+        assert labels == wanted_labels
 
 
 def test_readme_python_prints_one_reward_per_answer(server: Process) -> None:
