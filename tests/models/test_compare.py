@@ -298,7 +298,10 @@ async def test_compare_control_tokens_reach_the_judge_as_text() -> None:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"method": "list", "estimate": "bradley_terry"}, "requires pairs"),
+        (
+            {"method": "list", "estimate": "bradley_terry"},
+            "requires pairs .* use `win_rate` with it",
+        ),
         ({"prior": 2}, "prior has no effect"),
         ({"format": "genrm", "method": "list"}, "compares two answers"),
         ({"format": "genrm", "question": "?"}, "does not use question: remove it"),

@@ -203,6 +203,19 @@ def test_criteria_that_must_pass_decide_about_all_others(met: tuple[float, ...])
             '{"criteria":[' * 30 + '"T"' + "]}" * 30,
             r"groups are nested more than 20 deep",
         ),
+        (
+            [
+                {
+                    "name": "a",
+                    "text": "T",
+                    "requires": ["b"],
+                    "modifiers": {"category": "must_pass"},
+                },
+                {"name": "b", "text": "U"},
+            ],
+            r"^fields\.rubric\[0\]\.requires names \['b'\], .* 'a' has the category `must_pass`, "
+            r"and each criterion waits for all of that category.* Remove the names, or move",
+        ),
     ],
 )
 def test_rubric_that_cannot_be_read_is_refused_with_its_key(rubric: object, message: str) -> None:
@@ -248,6 +261,17 @@ def test_recipe_reads_a_list_of_criteria_or_a_file_beside_it(tmp_path: Path) -> 
         ("[]", "criteria is empty"),
         ('"polite"', "a table, a list, or a file ending in"),
         ('[{ text = "T", points = "x" }]', r"criteria\[0\]\.points must be a number"),
+        (
+            '{ a = { title = "A", criterion = "T", points = 5 } }',
+            r"criteria\.a has .* write `text` for `criterion` and `weight` for `points`, and leave "
+            r"out `title`, .*; or write `criteria` as a list",
+        ),
+        (
+            '{ a = { text = "T", pass_criteria = "NO" } }',
+            r"criteria\.a has `pass_criteria`, .* list",
+        ),
+        ('{ a = "T" }', r"criteria\.a is a text, .* `criteria\.a = \{ text = \.\.\. \}`"),
+        ('{ title = "T", weight = 5 }', "criteria is one criterion without a name: write a list"),
     ],
 )
 def test_recipe_whose_criteria_cannot_be_read_is_refused(

@@ -20,6 +20,7 @@ __all__ = [
     "NamedCriterion",
     "is_published_form",
     "read_rubric",
+    "require_recipe_keys",
 ]
 
 #: Default weights by importance. The magnitudes are those of Rubrics as Rewards (Gunjal et al.
@@ -62,6 +63,9 @@ _TEXT_KEYS = (
 _NAME_KEYS = ("name", "title", "id", "rubric_item_id", "rubric_id")
 _WEIGHT_KEYS = ("weight", "points", "score")
 _GROUP_WEIGHT_KEYS = ("weight", "points")
+
+#: Further keys of published criteria that are read, and have no counterpart in a recipe.
+_FURTHER_KEYS = ("category", "modifiers", "pass_criteria", "choices")
 
 #: Keys whose lists contain the criteria of a group, or further groups.
 _GROUP_KEYS = ("criteria", "rubrics", "rubric", "sections", "sub_tasks")
@@ -162,6 +166,48 @@ def is_published_form(criteria: object) -> bool:
         has_list = any(isinstance(one, list) for one in criteria.values())
         return has_list or _wrapper_key(criteria) is not None
     return isinstance(criteria, list | tuple)
+
+
+def require_recipe_keys(criteria: Mapping[str, Any]) -> None:
+    """Refuse the keys of published rubrics in a recipe's table of criteria by name.
+
+    Raises `ValueError` with a message that begins with the key and names the recipe's own.
+    """
+    if any(isinstance(criteria.get(key), str) for key in (*_TEXT_KEYS, "title")):
+        raise ValueError(
+            "criteria is one criterion without a name: write a list, `criteria = [{ ... }]`, or "
+            "`criteria.NAME = { text = ... }`"
+        )
+    for name, one in criteria.items():
+        key = f"criteria.{name}"
+        if isinstance(one, str):
+            raise ValueError(
+                f"{key} is a text, not a table: write `{key} = {{ text = ... }}`, or `criteria` as "
+                "a list of texts"
+            )
+        if isinstance(one, Mapping):
+            _require_recipe_keys(one, key)
+
+
+def _require_recipe_keys(given: Mapping[str, Any], key: str) -> None:
+    """Refuse the keys of published rubrics in one criterion of a recipe's table."""
+    text_key, weight_key = _text_key(given), _first_key(given, _WEIGHT_KEYS)
+    pairs = [("text", text_key), ("weight", weight_key)]
+    renamed = [f"`{own}` for `{found}`" for own, found in pairs if found not in (own, None)]
+    names = [f"`{found}`" for found in _NAME_KEYS if found in given and found != text_key]
+    others = [f"`{found}`" for found in _FURTHER_KEYS if found in given]
+    if others:
+        raise ValueError(
+            f"{key} has {' and '.join(others)}, of published rubrics: write `criteria` as a list, "
+            "which may have them"
+        )
+    steps = [f"write {' and '.join(renamed)}"] if renamed else []
+    steps += [f"leave out {' and '.join(names)}, as the table has the name"] if names else []
+    if steps:
+        raise ValueError(
+            f"{key} has keys of published rubrics: {', and '.join(steps)}; or write `criteria` as "
+            "a list, which may have them"
+        )
 
 
 def _parsed_text(text: str, key: str) -> Any:
@@ -460,6 +506,7 @@ def _with_gates(named: Sequence[NamedCriterion]) -> list[NamedCriterion]:
     them, so that one gate that is not met takes the weight of the others too.
     """
     gates = [one for one in named if one.must_pass]
+    _require_gates_in_order(named, gates)
     weight = fsum(one.spec.signed_weight for one in gates)
     before = {gate.key: gates[at - 1 : at] for at, gate in enumerate(gates)}
     gated: list[NamedCriterion] = []
@@ -473,6 +520,23 @@ def _with_gates(named: Sequence[NamedCriterion]) -> list[NamedCriterion]:
             spec = spec.model_copy(update={"weight": own, "importance": None})
         gated.append(replace(one, spec=spec))
     return gated
+
+
+def _require_gates_in_order(
+    named: Sequence[NamedCriterion], gates: Sequence[NamedCriterion]
+) -> None:
+    """Refuse a gate that requires a criterion which itself waits for that gate."""
+    waiting = {one.name for one in named}
+    for gate in gates:
+        waiting.discard(gate.name)
+        required = [name for name in dict.fromkeys(gate.spec.requires) if name in waiting]
+        if required:
+            raise ValueError(
+                f"{gate.key}.requires names {quoted(required)}, which is a cycle: "
+                f"{quoted(gate.name)} has the category `must_pass`, and each criterion waits for "
+                "all of that category, these for the ones before them. Remove the names, or move "
+                "their criteria before it and make them `must_pass` too"
+            )
 
 
 def _first_key(given: Mapping[str, Any], keys: Sequence[str]) -> str | None:

@@ -29,7 +29,12 @@ from alarm_models.combination.token_alignment import Placement
 from alarm_models.preprocessing.find_thoughts import DEFAULT_TAGS, Tags
 from alarm_models.preprocessing.shown_sample import Thinking, ViewRules
 from alarm_models.preprocessing.truncation import Truncation
-from alarm_models.recipe.criteria import CriterionSpec, is_published_form, read_rubric
+from alarm_models.recipe.criteria import (
+    CriterionSpec,
+    is_published_form,
+    read_rubric,
+    require_recipe_keys,
+)
 from alarm_models.types import Dtype
 
 __all__ = [
@@ -1290,6 +1295,8 @@ class RubricSpec(TextSpec):
         if isinstance(criteria, str):
             raise ValueError("criteria must be a table, a list, or a file ending in .json or .toml")
         if not is_published_form(criteria):
+            if isinstance(criteria, Mapping):
+                require_recipe_keys(criteria)
             return criteria
         found = read_rubric(criteria, "criteria")
         if not found:
@@ -1531,7 +1538,10 @@ class CompareSpec(TextSpec):
     def _fit_together(self) -> CompareSpec:
         is_paired = self.method not in ("list", "reference")
         if self.estimate == "bradley_terry" and not is_paired:
-            raise ValueError(f"estimate `bradley_terry` requires pairs, not method `{self.method}`")
+            raise ValueError(
+                f"estimate `bradley_terry` requires pairs of a group, which method `{self.method}` "
+                "does not compare: use `win_rate` with it, or method `all`, `circular` or `sort`"
+            )
         if "prior" in self.model_fields_set and self.estimate != "bradley_terry":
             raise ValueError("prior has no effect without estimate `bradley_terry`: remove it")
         if self.method == "list" and self.format not in ("json", "verdict"):
