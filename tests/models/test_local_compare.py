@@ -239,28 +239,65 @@ async def test_local_judge_reads_control_tokens_of_texts_as_plain_text(
     assert [len(one) for one in seen] == [plain] * 4
 
 
-async def test_classifier_of_pairs_gives_the_sigmoid_of_its_logit(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    made = tiny.sequence_classifier("llama", tmp_path_factory.mktemp("pairs"))
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return tiny.sequence_classifier("llama", tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def classifier_weights(classifier: Checkpoint) -> LoadedCheckpoint:
+    model = load(classifier_spec(classifier))
+    assert isinstance(model, CompareModel)
+    return LoadedCheckpoint(model._network, model._tokenizer, "digest")
+
+
+def classifier_spec(classifier: Checkpoint, **more: Any) -> CompareSpec:
     table = {
-        "checkpoint": str(made.folder),
+        "checkpoint": str(classifier.folder),
         "format": "logit",
         "template": "{prompt}\nA: {completion}\nB: {other}",
-        "estimate": "bradley_terry",
     }
-    model = load(CompareSpec.model_validate(table))
-    assert isinstance(model, CompareModel)
+    return CompareSpec.model_validate(table | more)
 
-    def logit(first: str, second: str) -> float:
-        return float(made.plain_logits(f"{PROMPT}\nA: {first}\nB: {second}").item())
 
+def classifier_share(classifier: Checkpoint, first: str, second: str) -> float:
+    """Return what the first of two texts wins in transformers; both orders are averaged."""
+
+    def share(a: str, b: str) -> float:
+        logit = float(classifier.plain_logits(f"{PROMPT}\nA: {a}\nB: {b}").item())
+        return 1 / (1 + math.exp(-logit))
+
+    return (share(first, second) + 1 - share(second, first)) / 2
+
+
+async def test_classifier_of_pairs_gives_the_sigmoid_of_its_logit(
+    classifier: Checkpoint, classifier_weights: LoadedCheckpoint
+) -> None:
+    spec = classifier_spec(classifier, estimate="bradley_terry")
+    model = CompareModel(spec, classifier_weights, {}, "fingerprint")
     a, b = sorted(TEXTS[:2])
-    forth, back = (1 / (1 + math.exp(-logit(*pair))) for pair in ((a, b), (b, a)))
-    share = (forth + 1 - back) / 2
-    expected = bradley_terry(2, [Comparison(0, 1, share)], prior=1)
+    comparison = Comparison(0, 1, classifier_share(classifier, a, b))
+    expected = bradley_terry(2, [comparison], prior=1)
     found = dict(zip(TEXTS, values(await compared(model, group(*TEXTS[:2]))), strict=False))
     assert [found[a], found[b]] == [computed(one or 0.0) for one in expected]
+
+
+async def test_classifier_of_pairs_compares_with_a_reference_and_sorts(
+    classifier: Checkpoint, classifier_weights: LoadedCheckpoint
+) -> None:
+    spec = classifier_spec(classifier, method="reference")
+    model = CompareModel(spec, classifier_weights, {}, "fingerprint")
+    reference, *others = TEXTS
+    found = await compared(model, group(*others, fields={"reference": reference}))
+    shares = [classifier_share(classifier, one, reference) for one in others]
+    assert values(found) == [computed(share) for share in shares]
+    spec = classifier_spec(classifier, method="sort")
+    model = CompareModel(spec, classifier_weights, {}, "fingerprint")
+    wins = dict.fromkeys(TEXTS, 0)
+    for pair in permutations(TEXTS, 2):
+        wins[pair[0]] += classifier_share(classifier, *pair) > 0.5
+    assert sorted(wins.values()) == [0, 1, 2]
+    assert values(await compared(model, group(*TEXTS))) == [wins[one] / 2 for one in TEXTS]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tolerance import computed
 from alarm_models.errors import CheckpointError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.recipe.from_checkpoint import recipe_of_checkpoint
+from alarm_models.recipe.specs import CompareSpec
+from alarm_models.reward_models.base import LoadedCheckpoint
 from alarm_models.reward_models.compare.model import CompareModel
 from alarm_models.types import Sample, Score
 from alarm_service.cli.main import main
@@ -139,14 +142,43 @@ def group(*texts: str, prompt: str = PROMPT) -> list[Sample]:
     return [Sample(prompt, text, group="g") for text in texts]
 
 
+def scores(outcomes: Sequence[Score | SampleError]) -> list[Score]:
+    return [one for one in outcomes if isinstance(one, Score)]
+
+
 async def test_pairrm_win_rates_are_those_of_its_card(model: CompareModel, card: Card) -> None:
     a, b = TEXTS
     forth, back = card.share(card.ids(PROMPT, a, b)), card.share(card.ids(PROMPT, b, a))
     share = (forth + 1 - back) / 2
-    found = [one.value for one in await compared(model, *group(a, b)) if isinstance(one, Score)]
+    found = [one.value for one in scores(await compared(model, *group(a, b)))]
     assert found == [computed(share), computed(1 - share)]
     assert model.limit == 2048
     assert not any("stock class" in note for note in model.notes)
+
+
+async def test_pairrm_compares_with_a_reference_and_sorts_as_its_card(
+    folder: Path, model: CompareModel, card: Card
+) -> None:
+    weights = LoadedCheckpoint(model._network, model._tokenizer, "digest")
+    texts = [*TEXTS, "It boils."]
+
+    def share(first: str, second: str) -> float:
+        forth, back = card.ids(PROMPT, first, second), card.ids(PROMPT, second, first)
+        return (card.share(forth) + 1 - card.share(back)) / 2
+
+    def ranker_by(method: str) -> CompareModel:
+        keys = {"checkpoint": str(folder), "format": "pairrm", "method": method}
+        return CompareModel(CompareSpec.model_validate(keys), weights, {}, "fingerprint")
+
+    reference, *others = texts
+    samples = [Sample(PROMPT, one, fields={"reference": reference}) for one in others]
+    found = await compared(ranker_by("reference"), *samples)
+    shares = [share(one, reference) for one in others]
+    assert [one.value for one in scores(found)] == [computed(one) for one in shares]
+    wins = [sum(share(one, other) > 0.5 for other in texts if other != one) for one in texts]
+    assert sorted(wins) == [0, 1, 2]
+    found = await compared(ranker_by("sort"), *group(*texts))
+    assert [one.value for one in scores(found)] == [num / 2 for num in wins]
 
 
 def test_inspect_scores_a_pair_and_says_so(
