@@ -34,8 +34,8 @@ class Refuse:
     text: str = "no"
 
 
-#: What the judge does with a request: answer with choices, refuse, or wait first.
-Script = Callable[[dict[str, Any]], "list[Say] | Refuse | float"]
+#: What the judge does with a request: answer with choices, refuse, wait first, or anything else.
+Script = Callable[[dict[str, Any]], "list[Say] | Refuse | float | JSONResponse"]
 
 
 @dataclass
@@ -70,6 +70,8 @@ class ScriptedJudge:
         if isinstance(made, float):
             await asyncio.sleep(made)
             made = [Say("late")]
+        if isinstance(made, JSONResponse):
+            return made
         if isinstance(made, Refuse):
             return JSONResponse({"error": made.text}, made.status)
         choices = [

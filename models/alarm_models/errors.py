@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 __all__ = [
     "AddressError",
     "AlarmModelsError",
@@ -10,7 +12,10 @@ __all__ = [
     "RecipeError",
     "SampleError",
     "UnreachableError",
+    "printable",
+    "printable_json",
     "quoted",
+    "quoted_answer",
     "shortened",
 ]
 
@@ -25,6 +30,29 @@ def quoted(value: object) -> str:
     except ValueError:  # an integer of more digits than Python writes
         return "a number too long to show"
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 1]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text in which characters that cannot be printed are escaped as in JSON."""
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+
+
+def printable_json(value: object) -> str:
+    """Return a value's JSON, in which characters that cannot be printed are escaped."""
+    return printable(json.dumps(value, ensure_ascii=False))
+
+
+def quoted_answer(text: str, *, from_end: bool = False) -> str:
+    """Return a model's answer as messages quote it: its first or last 200 characters.
+
+    A text is written as a JSON string, one that begins like JSON as it is; characters that cannot
+    be printed are escaped.
+    """
+    part = text[-_MAX_QUOTED:] if from_end else text[:_MAX_QUOTED]
+    shown = printable(part) if text.startswith(("{", "[")) else printable_json(part)
+    if max(len(text), len(shown)) <= _MAX_QUOTED:
+        return shown
+    return f"…{shown[-_MAX_QUOTED:]}" if from_end else f"{shown[:_MAX_QUOTED]}…"
 
 
 def shortened(value: object) -> str:

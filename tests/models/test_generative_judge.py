@@ -87,8 +87,8 @@ def test_judge_answer_cut_off_or_without_rating_fails_its_sample_alone(
     assert outcomes(model, *samples) == [
         5,
         1,
-        "the judge's answer has no number that is a rating: 'z'",
-        "the judge's answer was cut off; raise max_new_tokens: 'yDyDyD'",
+        'the judge\'s answer has no number that is a rating: "z"',
+        'the judge\'s answer was cut off; raise max_new_tokens: "yDyDyD"',
     ]
 
 
@@ -102,7 +102,7 @@ def test_judge_bounds_values_and_pattern_apply_to_the_answer(scripted: Checkpoin
     by_name = load(judge(scripted, values={"z": 0.5, "5": 1}))
     assert outcomes(by_name, good, none) == [1, 0.5]
     by_pattern = load(judge(scripted, pattern=r"[15]"))
-    assert outcomes(by_pattern, bad, none) == [1, "the judge's answer has no number: 'z'"]
+    assert outcomes(by_pattern, bad, none) == [1, 'the judge\'s answer has no number: "z"']
 
 
 def test_judge_votes_are_their_mean_and_repeat_with_the_seed(scripted: Checkpoint) -> None:
@@ -179,7 +179,7 @@ def test_judge_thoughts_that_the_question_opens_end_in_the_answer(tmp_path: Path
     model = load(judge(checkpoint, suffix="<think>"))
     (message,) = outcomes(model, Sample("Rate", "it"))
     assert message == (
-        "the judge's answer ends within its thoughts; raise max_new_tokens: '<think>3'"
+        'the judge\'s answer ends within its thoughts; raise max_new_tokens: "<think>3"'
     )
 
 

@@ -1,16 +1,18 @@
 """A judge behind a chat endpoint: requests, stored answers, budget, hedged requests."""
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from scripted_judge import Refuse, Say, endpoint, judge_server, says, served
 
-from alarm_models.errors import CheckpointError, SampleError
+from alarm_models.errors import CheckpointError, SampleError, quoted_answer
 from alarm_models.recipe.specs import BudgetSpec, EndpointSpec
 from alarm_models.reward_models.judge_endpoint.budget import Budget, Expense
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
@@ -84,6 +86,37 @@ async def test_refused_and_truncated_answers_are_replies_that_say_so() -> None:
         refused, cut = (await judge.ask(Question(HELLO.messages, num_votes=2))).replies
         assert (refused.is_refused, refused.is_cut, refused.text) == (True, False, "")
         assert (cut.is_refused, cut.is_cut) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ({"got": ["a\nb\u202e"]}, r'(there is no "choices"): {"got": ["a\nb\u202e"]}'),
+        ([{"text": None}], 'unknown format: [{"text": null}]'),
+        ({"choices": [{"message": {"content": 7}}]}, "(message.content must be a text): {"),
+        ({"error": 'sk-"a is wrong'}, '{"error": "[key] is wrong"}'),
+    ],
+)
+async def test_response_of_another_format_is_shown_as_json(answer: Any, shown: str) -> None:
+    script = lambda body: JSONResponse(answer)  # noqa: E731
+    async with endpoint(script, api_key='sk-"a') as (judge, _):
+        with pytest.raises(SampleError, match=re.escape(shown)) as caught:
+            await judge.ask(HELLO)
+        assert caught.value.message.startswith("the judge's response has an unknown format")
+        assert judge.totals.num_failed == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\n'b' \x7f\u202e", r'"a\n' + r"'b' \u007f\u202e" + '"'),
+        ('{"id":\n"x"}', r'{"id":\n"x"}'),
+        ("x" * 300, '"' + "x" * 199 + "…"),
+        ("\0" * 100, '"' + (r"\u0000" * 34)[:199] + "…"),
+    ],
+)
+def test_answer_is_quoted_as_short_json(text: str, shown: str) -> None:
+    assert quoted_answer(text) == shown
 
 
 async def test_stalled_judge_fails_and_hedged_request_does_not() -> None:

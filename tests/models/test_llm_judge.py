@@ -132,7 +132,7 @@ async def test_rating_out_of_ten_is_not_read_as_ten() -> None:
         outcomes = await model.score(completions("Rating: 7 out of 10", "7 or 8"))
         assert values(outcomes) == [7, "model_failed"]
         assert isinstance(outcomes[1], SampleError)
-        assert "does not settle: '7 or 8'" in outcomes[1].message
+        assert 'does not settle: "7 or 8"' in outcomes[1].message
 
 
 async def test_rating_with_recipe_pattern_takes_its_last_match() -> None:
@@ -172,7 +172,7 @@ async def test_rating_pattern_timeout_fails_its_sample_while_others_are_served()
     ],
 )
 def test_rating_in_words_is_refused_and_told(answer: str, spelled: str) -> None:
-    with pytest.raises(RatingError, match=re.escape(f"rates in words ({spelled!r})")):
+    with pytest.raises(RatingError, match=re.escape(f'rates in words ("{spelled}")')):
         read_rating(answer, Scale(1, 10))
 
 
@@ -219,7 +219,7 @@ async def test_verdict_score_comes_from_recipe_values() -> None:
         assert values(outcomes) == [0, "model_failed"]
         assert isinstance(outcomes[1], SampleError)
         assert outcomes[1].message == (
-            "the judge's answer has 'C', which is none of ['A', 'B', 'A>>B']"
+            'the judge\'s answer has "C", which is none of ["A", "B", "A>>B"]'
         )
 
 

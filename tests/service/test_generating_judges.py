@@ -64,7 +64,7 @@ async def test_judge_rates_over_http_and_unreadable_answers_fail_alone(folder: P
         assert rated["error"] is None
         assert [one["score"] for one in (unrated, cut)] == [None, None]
         assert [one["error"]["code"] for one in (unrated, cut)] == ["model_failed"] * 2
-        assert "raise max_new_tokens: 'yDyDyDyD'" in cut["error"]["message"]
+        assert 'raise max_new_tokens: "yDyDyDyD"' in cut["error"]["message"]
         assert model["kind"] == "judge"
         assert model["read_token"] is None
 

@@ -111,7 +111,7 @@ def test_inspect_of_a_judge_whose_answer_has_no_rating_says_so(
     assert main(["inspect", str(folder), "--json", "--device", "cpu"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kind"], told["score"]) == ("judge", None)
-    assert told["notes"][-1] == "the sample has no score: the judge's answer has no number: ' 4'"
+    assert told["notes"][-1] == 'the sample has no score: the judge\'s answer has no number: " 4"'
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, printable_json, quoted_answer
 from alarm_models.preprocessing.patterns import TimedPattern
 from alarm_models.recipe.specs import ANY_NUMBER
 
@@ -249,7 +249,8 @@ class AnswerReader:
     def _vote(self, answer: JudgeAnswer) -> float | SampleError:
         text = answer.text
         if answer.is_cut:
-            return _no_number(f"was cut off; raise {self._limit_key}: {text[-200:]!r}")
+            shown = quoted_answer(text, from_end=True)
+            return _no_number(f"was cut off; raise {self._limit_key}: {shown}")
         try:
             value = self._number(text)
         except SampleError as error:
@@ -266,15 +267,16 @@ class AnswerReader:
         for match in self._pattern.finditer(text):
             last = match.group(match.lastindex or 0)
         if last is None:
-            raise _no_number(f"has no number: {text[:200]!r}")
+            raise _no_number(f"has no number: {quoted_answer(text)}")
         if self._values:
             if last.strip() not in self._values:
-                raise _no_number(f"has {last[:200]!r}, which is none of {list(self._values)}")
+                known = printable_json(list(self._values))
+                raise _no_number(f"has {quoted_answer(last)}, which is none of {known}")
             return self._values[last.strip()]
         try:
             return float(last)
         except ValueError as error:
-            raise _no_number(f"has {last[:200]!r}, which is not a number") from error
+            raise _no_number(f"has {quoted_answer(last)}, which is not a number") from error
 
     def _parsed(self, text: str) -> float:
         try:
@@ -282,10 +284,10 @@ class AnswerReader:
                 return self._values[read_verdict(text, tuple(self._values))]
             return read_rating(text, self._scale)
         except _UnfinishedThoughts as error:
-            what = f"{error}; raise {self._limit_key}: {text[-200:]!r}"
+            what = f"{error}; raise {self._limit_key}: {quoted_answer(text, from_end=True)}"
             raise _no_number(what) from error
         except RatingError as error:
-            raise _no_number(f"{error}: {text[-200:]!r}") from error
+            raise _no_number(f"{error}: {quoted_answer(text, from_end=True)}") from error
 
 
 def _no_number(what: str) -> SampleError:
@@ -334,8 +336,8 @@ def read_rating(text: str, scale: Scale) -> float:
         spelled = _SPELLED.search(" ".join(lines))
         if spelled is not None:
             raise RatingError(
-                f"rates in words ({spelled.group()!r}), which may mean another number than they "
-                "say: have the prompt ask for digits"
+                f"rates in words ({quoted_answer(spelled.group())}), which may mean another number "
+                "than they say: have the prompt ask for digits"
             )
         raise RatingError("has no number that is a rating")
     if len(values) > 1:
@@ -411,7 +413,7 @@ def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:
         behind = rest[match.end() : match.end() + _REACH]
         value = _value(match.group(), scale)
         if last is not None and not _counts(behind, scale) and _is_doubt(rest, last, match):
-            raise RatingError(f"does not settle: {rest[last.start() : match.end()]!r}")
+            raise RatingError(f"does not settle: {quoted_answer(rest[last.start() : match.end()])}")
         last = match
         if value is None or _counts(behind, scale) or not _OTHERS.isdisjoint(lead[-4:]):
             continue
@@ -466,7 +468,9 @@ def _value(text: str, scale: Scale) -> float | None:
     if len(values) > 1:
         values = values[:1] if scale.highest is not None and scale.holds(values[0]) else []
         if not values:
-            raise RatingError(f"has {text!r}, whose comma may be one of decimals or of thousands")
+            raise RatingError(
+                f"has {quoted_answer(text)}, whose comma may be one of decimals or of thousands"
+            )
     return values[0] if values else None
 
 

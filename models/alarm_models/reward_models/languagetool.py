@@ -18,6 +18,7 @@ from alarm_models.reward_models.remote.connections import (
     parsed,
     without_password,
 )
+from alarm_models.reward_models.remote.http import UNEXPECTED_FORMAT, format_problem
 from alarm_models.types import Span
 
 __all__ = ["LanguageTool"]
@@ -62,13 +63,17 @@ class LanguageTool:
             answer = self._asked("POST", "check", data={"text": text, **self._constants})
             if answer.status_code != httpx.codes.OK:
                 raise _failed(f"returned status {answer.status_code}: {excerpt(answer.text)}")
-            return [_error(match, text) for match in parsed(answer)["matches"]]
+            found = parsed(answer)
         except NoAnswer as error:
             if error.is_of_no_use:
                 raise _failed(f"returned an invalid response: it {error}") from error
             raise _failed(f"cannot be reached at {self._shown}/check: it {error}") from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _failed(f"returned an invalid response: {excerpt(repr(error))}") from error
+        try:
+            return [_error(match, text) for match in found["matches"]]
+        except UNEXPECTED_FORMAT as error:
+            raise _failed(
+                f"returned an invalid response: it {format_problem(error, found)}"
+            ) from error
 
     def _asked(self, method: str, path: str, **request: Any) -> httpx.Response:
         return ask(

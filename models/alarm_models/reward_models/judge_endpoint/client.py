@@ -16,12 +16,12 @@ from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.recipe.specs import EndpointSpec
 from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
-from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.reward_models.remote.http import (
     UNAVAILABLE,
     UNEXPECTED_FORMAT,
     RemoteClient,
     RequestFailed,
+    format_problem,
 )
 from alarm_models.types import JudgeTotals, JudgeUsage
 
@@ -215,17 +215,12 @@ class JudgeEndpoint:
         except RequestFailed as failed:
             self._count(failed=1)
             raise SampleError("model_failed", str(failed)) from failed
-        except UNEXPECTED_FORMAT as error:
-            self._count(failed=1)
-            raise SampleError(
-                "model_failed",
-                f"the judge's response has an unknown format: {excerpt(repr(error))}",
-            ) from error
         if self._cache is not None and all(one.is_worth_storing for one in result.replies):
             await self._cache.put(key, [asdict(reply) for reply in result.replies])
         return result
 
     async def _served_model(self, client: RemoteClient) -> str:
+        answer = None
         try:
             answer = await client.request("GET", _IDENTITY_PATH)
             rows = [row for row in answer["data"] if row["id"] == self._spec.model]
@@ -237,8 +232,8 @@ class JudgeEndpoint:
             raise (UnreachableError if is_away else CheckpointError)(str(failed)) from failed
         except UNEXPECTED_FORMAT as error:
             raise CheckpointError(
-                f"the judge at {urlsplit(self._base).hostname} does not respond as an "
-                f"OpenAI-compatible server: {excerpt(repr(error))}"
+                f"the judge at {urlsplit(self._base).hostname} is no OpenAI-compatible server: its "
+                f"list of models {format_problem(error, answer, self._spec.api_key)}"
             ) from error
 
     def _body(self, question: Question) -> dict[str, Any]:
@@ -264,8 +259,10 @@ class JudgeEndpoint:
             usage = sum((one.usage for one in others), result.usage)
             result = JudgeResult(replies, usage)
         if len(result.replies) != question.num_votes:
-            raise ValueError(
-                f"{question.num_votes} answers were requested, {len(result.replies)} came"
+            raise SampleError(
+                "model_failed",
+                f"{question.num_votes} answers of the judge were requested, "
+                f"{len(result.replies)} came",
             )
         return result
 
@@ -320,12 +317,17 @@ class JudgeEndpoint:
         except RequestFailed as failed:
             release(failed)
             raise
-        usage = self._usage(answer, estimate)
-        self._count(usage=usage)
-        settled[-1](Expense(usage.num_input_tokens + usage.num_output_tokens, usage.cost))
-        return JudgeResult(
-            tuple(map(_reply, answer["choices"])), usage + JudgeUsage(num_requests=len(settled))
-        )
+        try:
+            usage = self._usage(answer, estimate)
+            self._count(usage=usage)
+            settled[-1](Expense(usage.num_input_tokens + usage.num_output_tokens, usage.cost))
+            replies = tuple(map(_reply, answer["choices"]))
+        except UNEXPECTED_FORMAT as error:
+            raise SampleError(
+                "model_failed",
+                f"the judge's response {format_problem(error, answer, self._spec.api_key)}",
+            ) from error
+        return JudgeResult(replies, usage + JudgeUsage(num_requests=len(settled)))
 
     def _estimate(self, body: Mapping[str, Any]) -> Expense:
         num_chars = sum(len(message["content"]) for message in body["messages"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import SecretStr
 
 from alarm_models.backoff import backoff_s
+from alarm_models.errors import printable, printable_json
 from alarm_models.recipe.specs import EndpointSpec, RemoteSpec
 from alarm_models.reward_models.remote.connections import (
     NoAnswer,
@@ -21,7 +24,14 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 
-__all__ = ["UNAVAILABLE", "UNEXPECTED_FORMAT", "RemoteClient", "RequestFailed", "is_retryable"]
+__all__ = [
+    "UNAVAILABLE",
+    "UNEXPECTED_FORMAT",
+    "RemoteClient",
+    "RequestFailed",
+    "format_problem",
+    "is_retryable",
+]
 
 #: Errors from reading a response of another format.
 UNEXPECTED_FORMAT = (
@@ -41,12 +51,41 @@ _OF_SERVER = frozenset({401, 403, 404, 405})
 #: Statuses of failures that may be of one request only.
 _OF_REQUEST = frozenset({httpx.codes.OK, httpx.codes.INTERNAL_SERVER_ERROR})
 
+#: Maximum characters of what is said of a response of another format.
+_MAX_REASON = 100
+
+#: Characters of a response's JSON of which an excerpt is made.
+_MAX_JSON_CHARS = 4096
+
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def is_retryable(status: int) -> bool:
     """Return whether the same request may succeed later."""
     return status in _PASSING
+
+
+def format_problem(error: Exception, answer: object, key: SecretStr | None = None) -> str:
+    """Return what is wrong with a response of another format, and its JSON without the key."""
+    secret = None if key is None else printable_json(key.get_secret_value())[1:-1]
+    reason = ""
+    if isinstance(error, KeyError):
+        reason = f" (there is no {printable_json(str(error.args[0]))})"
+    elif isinstance(error, ValueError | TypeError):
+        reason = f" ({excerpt(error, secret)[:_MAX_REASON]})"
+    return f"has an unknown format{reason}: {excerpt(printable(_json_start(answer)), secret)}"
+
+
+def _json_start(answer: object) -> str:
+    text = ""
+    try:
+        for part in json.JSONEncoder(ensure_ascii=False).iterencode(answer):
+            text += part
+            if len(text) >= _MAX_JSON_CHARS:
+                break
+    except RecursionError:
+        return "JSON that is nested too deep to show"
+    return text[:_MAX_JSON_CHARS]
 
 
 class RequestFailed(Exception):

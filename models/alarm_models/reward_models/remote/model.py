@@ -23,6 +23,7 @@ from alarm_models.reward_models.remote.http import (
     UNEXPECTED_FORMAT,
     RemoteClient,
     RequestFailed,
+    format_problem,
 )
 from alarm_models.reward_models.remote.servers import Servers
 from alarm_models.types import Sample, Score
@@ -149,7 +150,7 @@ class RemoteModel(HostModel):
                 # In a thread, as a recipe's pattern may be slow.
                 return await asyncio.to_thread(self._outcomes, answer, samples)
             except UNEXPECTED_FORMAT as error:
-                message = f"the response has an unknown format: {excerpt(repr(error))}"
+                message = f"the response {format_problem(error, answer, self._spec.api_key)}"
                 raise RequestFailed(
                     message, httpx.codes.OK, is_passing=False, is_of_server=True
                 ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any
 
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, quoted_answer
 from alarm_models.preprocessing.untrusted_text import without_invisible
 from alarm_models.reward_models.judge_answers import RatingError, answer_part
 from alarm_models.reward_models.judge_endpoint.client import JudgeReply, TokenLogprob
@@ -145,9 +145,10 @@ def _with_probabilities(
 def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
     """Return the JSON object of an answer and its text; raise `SampleError`."""
     if reply.is_refused:
-        raise _unread(f"is a refusal: {(reply.refusal or reply.text)[:200]!r}")
+        raise _unread(f"is a refusal: {quoted_answer(reply.refusal or reply.text)}")
     if reply.is_cut:
-        raise _unread(f"was cut off; raise endpoint.parameters.max_tokens: {reply.text[-200:]!r}")
+        shown = quoted_answer(reply.text, from_end=True)
+        raise _unread(f"was cut off; raise endpoint.parameters.max_tokens: {shown}")
     try:
         text = answer_part(reply.text[:_MAX_CHARS]).strip()
     except RatingError as error:
@@ -157,10 +158,10 @@ def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
     if len(own) == 1:
         return own[0]
     if own:
-        raise _unread(f"has {len(own)} JSON objects with the question's id: {text[:200]!r}")
+        raise _unread(f"has {len(own)} JSON objects with the question's id: {quoted_answer(text)}")
     if objects:
-        raise _unread(f"does not repeat the question's id: {text[:200]!r}")
-    raise _unread(f"has no valid JSON object ({problem}): {text[:200]!r}")
+        raise _unread(f"does not repeat the question's id: {quoted_answer(text)}")
+    raise _unread(f"has no valid JSON object ({problem}): {quoted_answer(text)}")
 
 
 def _json_objects(text: str) -> tuple[list[tuple[dict[str, Any], str]], str]:
