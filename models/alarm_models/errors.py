@@ -91,13 +91,16 @@ class SampleError(AlarmModelsError):
     ``code`` is ``too_long``, ``non_finite``, ``invalid_sample``, ``model_failed``,
     ``unsupported_content``, ``group_incomplete``, ``group_conflict``, ``overlong``,
     ``dropped`` (by the rule, on purpose) or ``budget_exceeded`` (of a judge's endpoint).
+    ``summary`` is the message without ``quote``, a text that logs must not contain.
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, code: str, message: str, quote: str = "") -> None:
         self.code = code
-        self.message = message
+        self.message = f"{message}: {quote}" if quote else message
+        super().__init__(self.message)
+        self.summary = message
+        self.quote = quote
 
-    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
-        """Pickle code and message, so that scoring in other processes can raise it."""
-        return type(self), (self.code, self.message)
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str, str]]:
+        """Pickle what it is made of, so that scoring in other processes can raise it."""
+        return type(self), (self.code, self.summary, self.quote)

@@ -16,6 +16,7 @@ __all__ = [
     "AspectReward",
     "AspectValues",
     "Dtype",
+    "EndpointFailure",
     "JudgeTotals",
     "JudgeUsage",
     "Message",
@@ -315,6 +316,19 @@ class JudgeTotals:
     num_failed: int = 0
     num_hedged: int = 0
     num_over_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFailure:
+    """A request to a model behind an endpoint that gave no usable answer.
+
+    ``reason`` is ``no_answer``, ``budget_exceeded``, ``unknown_format``, ``cut_off``, ``refused``
+    or ``unreadable``. ``message`` contains no text of a sample, and is empty where it might.
+    """
+
+    endpoint: str
+    reason: str
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from alarm_models.reward_models.base import Outcome
 from alarm_models.reward_models.compare.endpoint import EndpointCompareModel
 from alarm_models.reward_models.compare.estimation import Comparison, bradley_terry, ranked
 from alarm_models.reward_models.registry import load_host_model
-from alarm_models.types import JudgeUsage, Message, Sample, Score
+from alarm_models.types import EndpointFailure, JudgeUsage, Message, Sample, Score
 
 TEXTS = ["bb", "a", "cccc", "ddd"]
 LONGER = prefers(len)
@@ -219,8 +219,11 @@ async def test_compare_unreadable_answer_fails_its_samples_or_is_skipped(
             return [Say('{"id": "', finish_reason="length")]
         return LONGER(body)
 
+    failures: list[EndpointFailure] = []
     async with opened(script, on_failure=on_failure) as (model, _):
+        model.observe_failures(failures.append)
         assert values(await model.score(group("ccc", "a", "bb"))) == wanted
+    assert [one.reason for one in failures] == ["cut_off"] * 2
 
 
 @pytest.mark.parametrize(

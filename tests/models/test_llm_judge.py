@@ -15,7 +15,7 @@ from alarm_models.reward_models.judge_answers import (
     read_rating,
     read_verdict,
 )
-from alarm_models.types import Message, Sample
+from alarm_models.types import EndpointFailure, Message, Sample
 
 JUDGE = {"model": "judge", "rubric": "Judge {completion} from 1 to 10. say:{completion}"}
 
@@ -135,6 +135,16 @@ async def test_rating_out_of_ten_is_not_read_as_ten() -> None:
         assert 'does not settle: "7 or 8"' in outcomes[1].message
 
 
+async def test_unreadable_rating_is_observed_without_the_answer() -> None:
+    failures: list[EndpointFailure] = []
+    async with opened(judge, api="chat", lowest=1, highest=10, **JUDGE) as (model, _):
+        model.observe_failures(failures.append)
+        await model.score(completions("7", "My secret"))
+    (failure,) = failures
+    assert failure.reason == "unreadable"
+    assert failure.message == "the judge's answer has no number that is a rating"
+
+
 async def test_rating_with_recipe_pattern_takes_its_last_match() -> None:
     more = {"pattern": r"\d+"}
     async with opened(judge, api="chat", **JUDGE, **more) as (model, _):
@@ -219,7 +229,7 @@ async def test_verdict_score_comes_from_recipe_values() -> None:
         assert values(outcomes) == [0, "model_failed"]
         assert isinstance(outcomes[1], SampleError)
         assert outcomes[1].message == (
-            'the judge\'s answer has "C", which is none of ["A", "B", "A>>B"]'
+            'the judge\'s answer has a match that is none of ["A", "B", "A>>B"]: "C"'
         )
 
 

@@ -22,7 +22,7 @@ from alarm_models.recipe.specs import GrammarSpec, RemoteSpec, usable_key
 from alarm_models.reward_models.languagetool import LanguageTool
 from alarm_models.reward_models.remote import connections as client
 from alarm_models.reward_models.remote.model import RemoteModel
-from alarm_models.types import Sample, Score
+from alarm_models.types import EndpointFailure, Sample, Score
 
 KEY = "sk-0123456789"
 
@@ -217,9 +217,15 @@ async def test_unknown_error_code_becomes_model_failed() -> None:
 @pytest.mark.parametrize("status", [200, 400, 401, 503])
 async def test_refusal_text_is_bounded_printable_and_without_the_key(status: int) -> None:
     said = f"\x1b[31mIncorrect key {KEY}\n" + "x" * 1000
+    failures: list[EndpointFailure] = []
     async with opened(sglang, api_key=KEY) as (model, instead):
+        model.observe_failures(failures.append)
         instead.make = body(said.encode(), status)
         (outcome,) = await model.score(completions("a"))
+        (failure,) = failures
+        assert failure.reason == ("unknown_format" if status == 200 else "no_answer")
+        assert ("Incorrect" in failure.message) == (status in (401, 503))
+        assert KEY not in failure.message
         assert isinstance(outcome, SampleError)
         assert "Incorrect key [key] xxx" in outcome.message
         assert outcome.message.isprintable()

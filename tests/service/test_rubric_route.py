@@ -8,11 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
-from scripted_judge import Say, Script, ScriptedJudge, judge_server, rubric_answer, served
+import structlog
+from scripted_judge import Refuse, Say, Script, ScriptedJudge, judge_server, rubric_answer, served
+from served import until
+from structlog.testing import capture_logs
 
 from alarm_models.recipe.loader import load_recipe
 from alarm_models.recipe.schema import Recipe
+from alarm_models.types import EndpointFailure
 from alarm_service.api.app import create_app
+from alarm_service.observability.endpoint_failures import EndpointFailureLog
 from alarm_service.settings import Settings
 
 SAMPLE = {"prompt": "Say it.", "completion": "short and kind", "token_offsets": [[0, 6], [6, 14]]}
@@ -110,6 +115,39 @@ async def test_exceeded_budget_is_an_error_of_the_sample() -> None:
         assert answer.status_code == 200
         assert answer.json()["scores"][0]["error"]["code"] == "budget_exceeded"
         assert answer.json()["usage"] == {"num_tokens": 0, "num_computed_tokens": 0}
+
+
+async def test_failing_judge_is_logged_once_a_reason_with_its_request_and_no_texts() -> None:
+    answers = iter([[Say("My secret")], [Say("My secret")], [Say("My", "length")], Refuse(500)])
+    structlog.reset_defaults()  # warnings too
+    with capture_logs() as lines:
+        async with serving(lambda body: next(answers)) as (client, _):
+            for number in range(4):
+                headers = {"X-Request-Id": f"r{number}"}
+                await client.post("/score", json={"samples": [SAMPLE]}, headers=headers)
+    lines = [one for one in lines if one["event"] == "no usable answer from an endpoint"]
+    assert [(one["reason"], one["request_id"]) for one in lines] == [
+        ("unreadable", "r0"), ("cut_off", "r2"), ("no_answer", "r3")
+    ]  # fmt: skip
+    for line in lines:
+        assert (line["log_level"], line["model"]) == ("warning", "checklist")
+        assert line["endpoint"].startswith("http://127.0.0.1:")
+        assert "count" not in line
+    assert "has no valid JSON object" in lines[0]["error"]
+    assert lines[1]["error"].endswith("raise endpoint.parameters.max_tokens")
+    assert "answered 500" in lines[2]["error"]
+    assert "secret" not in str(lines)
+
+
+async def test_log_of_endpoint_failures_counts_further_ones_by_model_and_reason() -> None:
+    log = EndpointFailureLog(period_s=0.01)
+    structlog.reset_defaults()  # warnings too
+    with capture_logs() as lines:
+        for model in ("a", "a", "b", "a"):
+            log.observer(model)(EndpointFailure("http://judge", "refused"))
+        await until(lambda: len(lines) == 3)
+    found = [(one["model"], one.get("count")) for one in lines]
+    assert found == [("a", None), ("b", None), ("a", 2)]
 
 
 def test_cache_folder_is_relative_to_the_recipe_file(tmp_path: Path) -> None:

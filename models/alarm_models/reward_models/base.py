@@ -22,7 +22,7 @@ from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import Truncation
 from alarm_models.recipe.specs import NeuralSpec, Normalization, Spec
 from alarm_models.reward_models.thread_pool import Check, CheckThreadPool
-from alarm_models.types import JudgeTotals, Sample, Score, Shown, Span
+from alarm_models.types import EndpointFailure, JudgeTotals, Sample, Score, Shown, Span
 
 __all__ = [
     "CheckModel",
@@ -367,6 +367,10 @@ class HostModel(ABC):
     def judge_totals(self) -> JudgeTotals | None:
         """What its judge was asked since it was opened; None if it asks none."""
         return None
+
+    def observe_failures(self, observe: Callable[[EndpointFailure], None]) -> None:
+        """Have ``observe`` called, in the event loop, when an endpoint gives no usable answer."""
+        return
 
     def read_sample(self, sample: Sample) -> ReadSample | SampleError:
         """Return what the model is shown of a sample; it reads no tokens that are known here."""

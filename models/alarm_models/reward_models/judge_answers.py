@@ -240,7 +240,8 @@ class AnswerReader:
             raise SampleError(
                 "model_failed",
                 f"{len(values)} of {num_votes} answers could be read, more than half must be; "
-                f"of the first that could not: {problems[0].message}",
+                f"of the first that could not: {problems[0].summary}",
+                problems[0].quote,
             )
         if not values:
             raise problems[0]
@@ -250,7 +251,7 @@ class AnswerReader:
         text = answer.text
         if answer.is_cut:
             shown = quoted_answer(text, from_end=True)
-            return _no_number(f"was cut off; raise {self._limit_key}: {shown}")
+            return _no_number(f"was cut off; raise {self._limit_key}", shown)
         try:
             value = self._number(text)
         except SampleError as error:
@@ -267,16 +268,16 @@ class AnswerReader:
         for match in self._pattern.finditer(text):
             last = match.group(match.lastindex or 0)
         if last is None:
-            raise _no_number(f"has no number: {quoted_answer(text)}")
+            raise _no_number("has no number", quoted_answer(text))
         if self._values:
             if last.strip() not in self._values:
                 known = printable_json(list(self._values))
-                raise _no_number(f"has {quoted_answer(last)}, which is none of {known}")
+                raise _no_number(f"has a match that is none of {known}", quoted_answer(last))
             return self._values[last.strip()]
         try:
             return float(last)
         except ValueError as error:
-            raise _no_number(f"has {quoted_answer(last)}, which is not a number") from error
+            raise _no_number("has a match that is not a number", quoted_answer(last)) from error
 
     def _parsed(self, text: str) -> float:
         try:
@@ -284,14 +285,14 @@ class AnswerReader:
                 return self._values[read_verdict(text, tuple(self._values))]
             return read_rating(text, self._scale)
         except _UnfinishedThoughts as error:
-            what = f"{error}; raise {self._limit_key}: {quoted_answer(text, from_end=True)}"
-            raise _no_number(what) from error
+            what = f"{error}; raise {self._limit_key}"
+            raise _no_number(what, quoted_answer(text, from_end=True)) from error
         except RatingError as error:
-            raise _no_number(f"{error}: {quoted_answer(text, from_end=True)}") from error
+            raise _no_number(str(error), quoted_answer(text, from_end=True)) from error
 
 
-def _no_number(what: str) -> SampleError:
-    return SampleError("model_failed", f"the judge's answer {what}")
+def _no_number(what: str, quote: str = "") -> SampleError:
+    return SampleError("model_failed", f"the judge's answer {what}", quote)
 
 
 def opened_thoughts(text: str) -> str:

@@ -18,7 +18,7 @@ from alarm_models.reward_models.remote.connections import (
     parsed,
     without_password,
 )
-from alarm_models.reward_models.remote.http import UNEXPECTED_FORMAT, format_problem
+from alarm_models.reward_models.remote.http import UNEXPECTED_FORMAT, format_problem, json_excerpt
 from alarm_models.types import Span
 
 __all__ = ["LanguageTool"]
@@ -71,9 +71,8 @@ class LanguageTool:
         try:
             return [_error(match, text) for match in found["matches"]]
         except UNEXPECTED_FORMAT as error:
-            raise _failed(
-                f"returned an invalid response: it {format_problem(error, found)}"
-            ) from error
+            what = f"{format_problem(error)}: {json_excerpt(found)}"
+            raise _failed(f"returned an invalid response: it {what}") from error
 
     def _asked(self, method: str, path: str, **request: Any) -> httpx.Response:
         return ask(

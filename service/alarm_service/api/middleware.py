@@ -46,7 +46,10 @@ _ids = random.Random()
 
 
 class RequestIdMiddleware:
-    """Gives each request an id, the client's `X-Request-Id` if usable, and returns it as header."""
+    """Gives each request an id, the client's `X-Request-Id` if usable, and returns it as header.
+
+    Structlog's context variable `request_id` has it, for events that know no request.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,7 +68,8 @@ class RequestIdMiddleware:
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        await self._app(scope, receive, add_header)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, add_header)
 
 
 #: The status in logs and metrics of a request whose client disconnected (nginx's convention).

@@ -36,6 +36,7 @@ from alarm_service.engine.devices import (
 from alarm_service.engine.model_set import Catalog, LoadedModel, ModelSet, ServedModel, close_models
 from alarm_service.engine.pipeline import ScoringPipeline
 from alarm_service.errors import ServiceError
+from alarm_service.observability.endpoint_failures import EndpointFailureLog
 
 __all__ = [
     "FindUnchanged",
@@ -112,6 +113,7 @@ class ModelSetBuilder:
         self._load = load
         self._unchanged = unchanged
         self._is_measured = is_measured
+        self._endpoint_failures = EndpointFailureLog()
 
     @asynccontextmanager
     async def build(
@@ -142,6 +144,7 @@ class ModelSetBuilder:
             models = kept | (await in_daemon_thread(load) if to_load else {})
             await open_models(loaded_models, on_blocked)
             model_set = ModelSet(catalog, {key: models[key] for key in catalog.models})
+            self._observe_failures(model_set)
             await self._warm_up(model_set, before)
             _tell_prefix_costs(model_set, before)
             yield model_set
@@ -166,6 +169,11 @@ class ModelSetBuilder:
                 if key not in reread or id(loaded.model) in same_ids
             }
         return kept
+
+    def _observe_failures(self, model_set: ModelSet) -> None:
+        for loaded in model_set.models.values():
+            if isinstance(loaded.model, HostModel):
+                loaded.model.observe_failures(self._endpoint_failures.observer(loaded.name))
 
     async def _warm_up(self, model_set: ModelSet, before: ModelSet) -> None:
         known = {id(model) for model in before.replicas}

@@ -131,6 +131,7 @@ class _EndpointJudge:
             try:
                 votes.append(read(reply))
             except SampleError as error:
+                self.endpoint.report_unread(reply, error)
                 problem = problem or error
         if problem is not None and 2 * len(votes) <= len(result.replies):
             raise problem

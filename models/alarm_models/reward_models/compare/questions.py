@@ -64,7 +64,7 @@ class PairQuestion:
         answer, text = read_object(reply, self.mark)
         better = answer.get("better")
         if not isinstance(better, int) or isinstance(better, bool) or better not in _SHARES:
-            raise _unread(f'has no "better" of 0, 1 or 2: {quoted_answer(text)}')
+            raise _unread('has no "better" of 0, 1 or 2', quoted_answer(text))
         return _SHARES[better]
 
 
@@ -98,7 +98,7 @@ class ListQuestion:
         for at in range(len(self.completions)):
             score = answer.get(_key(at))
             if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-                raise _unread(f"has no score from 0 to 1 for {_key(at)}: {quoted_answer(text)}")
+                raise _unread(f"has no score from 0 to 1 for {_key(at)}", quoted_answer(text))
             scores.append(float(score))
         return scores
 
@@ -122,9 +122,8 @@ class RankingQuestion:
     def share(self, reply: JudgeReply) -> float:
         """Return what the first completion wins: 1 for ranking 1, 0 for 6; raise `SampleError`."""
         if reply.is_cut or reply.is_refused:
-            raise _unread(
-                f"was cut off or is a refusal: {quoted_answer(reply.text, from_end=True)}"
-            )
+            shown = quoted_answer(reply.text, from_end=True)
+            raise _unread("was cut off or is a refusal", shown)
         try:
             text = answer_part(reply.text[-_MAX_CHARS:])
         except RatingError as error:
@@ -133,7 +132,7 @@ class RankingQuestion:
         read = [one for one in rankings if one is not None]
         if len(read) != 1:
             shown = quoted_answer(text, from_end=True)
-            raise _unread(f"has {len(read)} objects with a ranking from 1 to 6: {shown}")
+            raise _unread(f"has {len(read)} objects with a ranking from 1 to 6", shown)
         return (6 - read[0]) / 5
 
 
@@ -172,5 +171,5 @@ def _key(at: int) -> str:
     return f"answer_{at + 1}"
 
 
-def _unread(what: str) -> SampleError:
-    return SampleError("model_failed", f"the judge's answer {what}")
+def _unread(what: str, quote: str = "") -> SampleError:
+    return SampleError("model_failed", f"the judge's answer {what}", quote)

@@ -16,14 +16,17 @@ from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.recipe.specs import EndpointSpec
 from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
+from alarm_models.reward_models.remote.connections import without_password
 from alarm_models.reward_models.remote.http import (
     UNAVAILABLE,
     UNEXPECTED_FORMAT,
     RemoteClient,
     RequestFailed,
+    endpoint_failure,
     format_problem,
+    json_excerpt,
 )
-from alarm_models.types import JudgeTotals, JudgeUsage
+from alarm_models.types import EndpointFailure, JudgeTotals, JudgeUsage
 
 __all__ = [
     "JudgeEndpoint",
@@ -136,12 +139,18 @@ def _limits_of(spec: EndpointSpec, base: str) -> _Limits:
 
 
 class JudgeEndpoint:
-    """Asks one model of an OpenAI-compatible server; `open` it in the event loop that asks."""
+    """Asks one model of an OpenAI-compatible server; `open` it in the event loop that asks.
+
+    ``observe`` is called with each failure.
+    """
+
+    observe: Callable[[EndpointFailure], None] | None = None
 
     def __init__(self, spec: EndpointSpec) -> None:
         self._totals = JudgeTotals()
         self._spec = spec
         self._base = spec.url.rstrip("/").removesuffix("/v1")
+        self._address = without_password(spec.url)
         self._identity = ""
         self._client: RemoteClient | None = None
         self._limits: _Limits | None = None
@@ -210,14 +219,27 @@ class JudgeEndpoint:
         try:
             result = await self._votes(body, question)
         except SampleError as error:
-            self._count(failed=1, over_budget=int(error.code == "budget_exceeded"))
+            is_over_budget = error.code == "budget_exceeded"
+            self._count(failed=1, over_budget=int(is_over_budget))
+            reason = error.code if is_over_budget else "unknown_format"
+            self._report(EndpointFailure(self._address, reason, error.summary))
             raise
         except RequestFailed as failed:
             self._count(failed=1)
+            self._report(endpoint_failure(self._address, failed))
             raise SampleError("model_failed", str(failed)) from failed
         if self._cache is not None and all(one.is_worth_storing for one in result.replies):
             await self._cache.put(key, [asdict(reply) for reply in result.replies])
         return result
+
+    def report_unread(self, reply: JudgeReply, error: SampleError) -> None:
+        """Report an answer that cannot be read to ``observe``."""
+        reason = "refused" if reply.is_refused else "cut_off" if reply.is_cut else "unreadable"
+        self._report(EndpointFailure(self._address, reason, error.summary))
+
+    def _report(self, failure: EndpointFailure) -> None:
+        if self.observe is not None:
+            self.observe(failure)
 
     async def _served_model(self, client: RemoteClient) -> str:
         answer = None
@@ -233,7 +255,8 @@ class JudgeEndpoint:
         except UNEXPECTED_FORMAT as error:
             raise CheckpointError(
                 f"the judge at {urlsplit(self._base).hostname} is no OpenAI-compatible server: its "
-                f"list of models {format_problem(error, answer, self._spec.api_key)}"
+                f"list of models {format_problem(error)}: "
+                f"{json_excerpt(answer, self._spec.api_key)}"
             ) from error
 
     def _body(self, question: Question) -> dict[str, Any]:
@@ -325,7 +348,8 @@ class JudgeEndpoint:
         except UNEXPECTED_FORMAT as error:
             raise SampleError(
                 "model_failed",
-                f"the judge's response {format_problem(error, answer, self._spec.api_key)}",
+                f"the judge's response {format_problem(error)}",
+                json_excerpt(answer, self._spec.api_key),
             ) from error
         return JudgeResult(replies, usage + JudgeUsage(num_requests=len(settled)))
 

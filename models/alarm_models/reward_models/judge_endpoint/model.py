@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.specs import EndpointSpec, Spec
 from alarm_models.reward_models.base import HostModel
 from alarm_models.reward_models.judge_endpoint.client import JudgeEndpoint
-from alarm_models.types import JudgeTotals
+from alarm_models.types import EndpointFailure, JudgeTotals
 
 __all__ = ["EndpointJudgeModel"]
 
@@ -39,6 +39,10 @@ class EndpointJudgeModel(HostModel):
     def judge_totals(self) -> JudgeTotals:
         """What the endpoint was asked since it was opened."""
         return self._endpoint.totals
+
+    def observe_failures(self, observe: Callable[[EndpointFailure], None]) -> None:
+        """Have ``observe`` called with each question that has no readable answer."""
+        self._endpoint.observe = observe
 
     async def open(self) -> None:
         """Ask which model the endpoint serves; raise `CheckpointError`."""

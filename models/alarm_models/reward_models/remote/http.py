@@ -23,14 +23,17 @@ from alarm_models.reward_models.remote.connections import (
     parsed,
     without_password,
 )
+from alarm_models.types import EndpointFailure
 
 __all__ = [
     "UNAVAILABLE",
     "UNEXPECTED_FORMAT",
     "RemoteClient",
     "RequestFailed",
+    "endpoint_failure",
     "format_problem",
     "is_retryable",
+    "json_excerpt",
 ]
 
 #: Errors from reading a response of another format.
@@ -51,9 +54,6 @@ _OF_SERVER = frozenset({401, 403, 404, 405})
 #: Statuses of failures that may be of one request only.
 _OF_REQUEST = frozenset({httpx.codes.OK, httpx.codes.INTERNAL_SERVER_ERROR})
 
-#: Maximum characters of what is said of a response of another format.
-_MAX_REASON = 100
-
 #: Characters of a response's JSON of which an excerpt is made.
 _MAX_JSON_CHARS = 4096
 
@@ -65,15 +65,20 @@ def is_retryable(status: int) -> bool:
     return status in _PASSING
 
 
-def format_problem(error: Exception, answer: object, key: SecretStr | None = None) -> str:
-    """Return what is wrong with a response of another format, and its JSON without the key."""
-    secret = None if key is None else printable_json(key.get_secret_value())[1:-1]
+def format_problem(error: Exception) -> str:
+    """Return that a response has another format and what is wrong, without texts of it."""
     reason = ""
     if isinstance(error, KeyError):
         reason = f" (there is no {printable_json(str(error.args[0]))})"
     elif isinstance(error, ValueError | TypeError):
-        reason = f" ({excerpt(error, secret)[:_MAX_REASON]})"
-    return f"has an unknown format{reason}: {excerpt(printable(_json_start(answer)), secret)}"
+        reason = f" ({excerpt(str(error).partition(':')[0])})"  # Python quotes values after a colon
+    return f"has an unknown format{reason}"
+
+
+def json_excerpt(answer: object, key: SecretStr | None = None) -> str:
+    """Return the start of a response's JSON, without the key that the server may repeat."""
+    secret = None if key is None else printable_json(key.get_secret_value())[1:-1]
+    return excerpt(printable(_json_start(answer)), secret)
 
 
 def _json_start(answer: object) -> str:
@@ -113,6 +118,18 @@ class RequestFailed(Exception):
             self.is_passing or status in _OF_SERVER if is_of_server is None else is_of_server
         )
         self.is_outage = self.is_of_server and status not in _OF_REQUEST
+
+
+def endpoint_failure(endpoint: str, failed: RequestFailed) -> EndpointFailure:
+    """Return what is observed of a failed request.
+
+    The text of a response is quoted only where it is about the server: others may repeat a sample.
+    """
+    if failed.status == httpx.codes.OK:
+        return EndpointFailure(endpoint, "unknown_format")
+    is_of_server = failed.status is None or failed.is_outage
+    message = str(failed) if is_of_server else f"it answered {failed.status}"
+    return EndpointFailure(endpoint, "no_answer", message)
 
 
 class RemoteClient:

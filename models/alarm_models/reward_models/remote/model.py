@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,16 +17,18 @@ from alarm_models.recipe.specs import RemoteSpec
 from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.registry import host_kind
 from alarm_models.reward_models.remote.apis import api_of
-from alarm_models.reward_models.remote.connections import excerpt
+from alarm_models.reward_models.remote.connections import excerpt, without_password
 from alarm_models.reward_models.remote.http import (
     UNAVAILABLE,
     UNEXPECTED_FORMAT,
     RemoteClient,
     RequestFailed,
+    endpoint_failure,
     format_problem,
+    json_excerpt,
 )
 from alarm_models.reward_models.remote.servers import Servers
-from alarm_models.types import Sample, Score
+from alarm_models.types import EndpointFailure, Sample, Score
 
 __all__ = ["RemoteModel"]
 
@@ -40,6 +42,10 @@ _WITHOUT_EFFECT = frozenset(
         "max_answer_bytes", "warm_up",
     }
 )  # fmt: skip
+
+
+#: Statuses of failures that no sample of a request causes.
+_OF_ALL_SAMPLES = frozenset({401, 403, 404, 429, 502, 503, 504})
 
 
 @host_kind(RemoteSpec)
@@ -56,6 +62,8 @@ class RemoteModel(HostModel):
         self._spec = spec
         self._api = api_of(spec, fields)
         self._servers: Servers | None = None
+        self._endpoints = ", ".join(map(without_password, spec.urls))
+        self._observe: Callable[[EndpointFailure], None] | None = None
         self._identity = ""
         self._patterns = sorted((name, field.pattern) for name, field in fields.items())
 
@@ -66,6 +74,10 @@ class RemoteModel(HostModel):
         addresses = " ".join(sorted(map(_address, self._spec.urls)))
         parts = f"{request}|{self._patterns}|{addresses}|{self._identity}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def observe_failures(self, observe: Callable[[EndpointFailure], None]) -> None:
+        """Have ``observe`` called with each failed request and unreadable answer of a judge."""
+        self._observe = observe
 
     async def open(self) -> None:
         """Request which model the servers serve, and check that their scores are raw.
@@ -131,7 +143,9 @@ class RemoteModel(HostModel):
             problem = error
         except RequestFailed as failed:
             problem = SampleError("model_failed", str(failed))
-            if failed.status is None or failed.status in (401, 403, 404, 429, 502, 503, 504):
+            is_of_all = failed.status is None or failed.status in _OF_ALL_SAMPLES
+            if is_of_all or len(samples) == 1:
+                self._report(endpoint_failure(self._endpoints, failed))
                 return [problem] * len(samples)
         if len(samples) == 1:
             return [problem]
@@ -140,6 +154,10 @@ class RemoteModel(HostModel):
             self._scored(samples[:middle]), self._scored(samples[middle:])
         )
         return [outcome for half in halves for outcome in half]
+
+    def _report(self, failure: EndpointFailure) -> None:
+        if self._observe is not None:
+            self._observe(failure)
 
     async def _request_scores(self, samples: Sequence[Sample]) -> list[Outcome]:
         if self._servers is None:
@@ -150,12 +168,19 @@ class RemoteModel(HostModel):
                 # In a thread, as a recipe's pattern may be slow.
                 return await asyncio.to_thread(self._outcomes, answer, samples)
             except UNEXPECTED_FORMAT as error:
-                message = f"the response {format_problem(error, answer, self._spec.api_key)}"
+                shown = json_excerpt(answer, self._spec.api_key)
+                message = f"the response {format_problem(error)}: {shown}"
                 raise RequestFailed(
                     message, httpx.codes.OK, is_passing=False, is_of_server=True
                 ) from error
 
-        return await self._servers.request("POST", self._api.path, self._api.body(samples), read)
+        body = self._api.body(samples)
+        outcomes = await self._servers.request("POST", self._api.path, body, read)
+        if self._spec.api == "chat":
+            for outcome in outcomes:
+                if isinstance(outcome, SampleError):
+                    self._report(EndpointFailure(self._endpoints, "unreadable", outcome.summary))
+        return outcomes
 
     def _outcomes(self, answer: Any, samples: Sequence[Sample]) -> list[Outcome]:
         """Return the outcomes in a response. Raises `RequestFailed` for one of another model."""

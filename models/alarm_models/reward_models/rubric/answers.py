@@ -145,10 +145,10 @@ def _with_probabilities(
 def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
     """Return the JSON object of an answer and its text; raise `SampleError`."""
     if reply.is_refused:
-        raise _unread(f"is a refusal: {quoted_answer(reply.refusal or reply.text)}")
+        raise _unread("is a refusal", quoted_answer(reply.refusal or reply.text))
     if reply.is_cut:
         shown = quoted_answer(reply.text, from_end=True)
-        raise _unread(f"was cut off; raise endpoint.parameters.max_tokens: {shown}")
+        raise _unread("was cut off; raise endpoint.parameters.max_tokens", shown)
     try:
         text = answer_part(reply.text[:_MAX_CHARS]).strip()
     except RatingError as error:
@@ -158,10 +158,10 @@ def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
     if len(own) == 1:
         return own[0]
     if own:
-        raise _unread(f"has {len(own)} JSON objects with the question's id: {quoted_answer(text)}")
+        raise _unread(f"has {len(own)} JSON objects with the question's id", quoted_answer(text))
     if objects:
-        raise _unread(f"does not repeat the question's id: {quoted_answer(text)}")
-    raise _unread(f"has no valid JSON object ({problem}): {quoted_answer(text)}")
+        raise _unread("does not repeat the question's id", quoted_answer(text))
+    raise _unread(f"has no valid JSON object ({problem})", quoted_answer(text))
 
 
 def _json_objects(text: str) -> tuple[list[tuple[dict[str, Any], str]], str]:
@@ -269,5 +269,5 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _unread(what: str) -> SampleError:
-    return SampleError("model_failed", f"the judge's answer {what}")
+def _unread(what: str, quote: str = "") -> SampleError:
+    return SampleError("model_failed", f"the judge's answer {what}", quote)
