@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import (
     PrinterCallback,
     TrainerCallback,
@@ -45,7 +46,9 @@ def train(
     folder: Path,
     sizes: Sizes,
 ) -> list[dict[str, Any]]:
-    """Train from the supervised policy; write the policy, `log.jsonl` and `curve.jsonl`.
+    """Train an adapter of the supervised policy; write it, `policy`, `log.jsonl` and `curve.jsonl`.
+
+    `policy` is the supervised policy with the adapter (float16, as it is stored) merged into it.
 
     The curve has samples of the sentences to be followed, with the divergence from the supervised
     policy along each, every `curve_every` steps.
@@ -62,6 +65,12 @@ def train(
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{"prompt": one.prompt} for one in prompts]),
         callbacks=[curve],
+        peft_config=LoraConfig(
+            r=sizes.adapter_rank,
+            lora_alpha=2 * sizes.adapter_rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
         args=GRPOConfig(
             output_dir=str(folder / "trainer"),
             seed=seed,
@@ -88,7 +97,8 @@ def train(
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "reward" in entry]
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    policy.save(trainer.model, tokenizer, folder / "policy")
+    trainer.model.half().save_pretrained(folder / "adapter")
+    policy.save(trainer.model.float().merge_and_unload(), tokenizer, folder / "policy")
     return log
 
 

@@ -39,8 +39,9 @@ class Sizes:
     holistic_weight: float = 3.0  # the paper's, for translation
     aspect_weight: float = 1.0  # the paper's, for translation
     gate_temperature: float = 0.25
-    # GRPO: the same for each method.
-    rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4)  # one is chosen with `holistic_only`
+    # GRPO with LoRA: the same for each method.
+    adapter_rank: int = 4
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)  # one is chosen with `holistic_only`
     beta: float = 0.05
     steps: int = 60
     prompts_per_step: int = 8
@@ -81,7 +82,7 @@ QUICK = Sizes(
     corrupted_references=3000,
     error_epochs=1,
     study_prompts=60,
-    rates=(1e-4, 3e-4),
+    rates=(1e-3, 2e-3),
     steps=4,
     prompts_per_step=4,
     group=4,

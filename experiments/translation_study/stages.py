@@ -16,8 +16,8 @@ from translation_study.settings import Sizes
 __all__ = ["Run", "versions"]
 
 _RECORD = "stage.json"
-_PACKAGES = ("torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "sacrebleu",
-             "numpy", "harper-py", "lingua-language-detector", "alarm-models", "alarm-service",
+_PACKAGES = ("torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "peft",
+             "sacrebleu", "numpy", "harper-py", "lingua-language-detector", "alarm-models", "alarm-service",
              "alarm-client")  # fmt: skip
 
 
