@@ -57,6 +57,11 @@ def collect(run: Run, stored: Path) -> None:
             log = ({name: row[name] for name in _LOGGED if name in row}
                    for row in read_rows(folder / "log.jsonl"))  # fmt: skip
             write_rows(stored / "logs" / file, log)
+            shutil.copytree(
+                folder / "adapter",
+                stored / "adapters" / folder.name,
+                ignore=shutil.ignore_patterns("*.md"),
+            )
 
 
 def _with(about: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

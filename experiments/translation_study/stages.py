@@ -17,8 +17,8 @@ __all__ = ["Run", "versions"]
 
 _RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "peft",
-             "sacrebleu", "numpy", "harper-py", "lingua-language-detector", "alarm-models", "alarm-service",
-             "alarm-client")  # fmt: skip
+             "sacrebleu", "numpy", "harper-py", "lingua-language-detector", "alarm-models",
+             "alarm-service", "alarm-client")  # fmt: skip
 
 
 class Run:
