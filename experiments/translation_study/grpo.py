@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LNTuningConfig
 from transformers import (
     PrinterCallback,
     TrainerCallback,
@@ -31,6 +31,9 @@ from translation_study.settings import Sizes
 
 __all__ = ["train"]
 
+#: What is trained. With all parameters, or with LoRA, so few samples bring more noise than signal.
+_NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+
 #: Seed of the samples of curves, the same for each method.
 _CURVE_SEED = 3000
 
@@ -46,9 +49,10 @@ def train(
     folder: Path,
     sizes: Sizes,
 ) -> list[dict[str, Any]]:
-    """Train an adapter of the supervised policy; write it, `policy`, `log.jsonl` and `curve.jsonl`.
+    """Train the norms of the supervised policy, and return the trainer's log.
 
-    `policy` is the supervised policy with the adapter (float16, as it is stored) merged into it.
+    Writes `adapter` (the norms in float16), `policy` (with the adapter merged into it),
+    `log.jsonl` and `curve.jsonl`.
 
     The curve has samples of the sentences to be followed, with the divergence from the supervised
     policy along each, every `curve_every` steps.
@@ -65,12 +69,7 @@ def train(
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{"prompt": one.prompt} for one in prompts]),
         callbacks=[curve],
-        peft_config=LoraConfig(
-            r=sizes.adapter_rank,
-            lora_alpha=2 * sizes.adapter_rank,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=LNTuningConfig(target_modules=list(_NORMS), task_type="CAUSAL_LM"),
         args=GRPOConfig(
             output_dir=str(folder / "trainer"),
             seed=seed,
@@ -85,6 +84,7 @@ def train(
             warmup_steps=max(1, sizes.steps // 20),
             beta=sizes.beta,
             max_grad_norm=1.0,
+            gradient_checkpointing=False,
             logging_steps=1,
             save_strategy="no",
             report_to="none",

@@ -39,9 +39,8 @@ class Sizes:
     holistic_weight: float = 3.0  # the paper's, for translation
     aspect_weight: float = 1.0  # the paper's, for translation
     gate_temperature: float = 0.25
-    # GRPO with LoRA: the same for each method.
-    adapter_rank: int = 4
-    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)  # one is chosen with `holistic_only`
+    # GRPO: the same for each method. Only the weights of norms are trained.
+    rates: tuple[float, ...] = (1e-2, 3e-2, 1e-1)  # one is chosen with `holistic_only`
     beta: float = 0.05
     steps: int = 60
     prompts_per_step: int = 8
@@ -82,7 +81,7 @@ QUICK = Sizes(
     corrupted_references=3000,
     error_epochs=1,
     study_prompts=60,
-    rates=(1e-3, 2e-3),
+    rates=(1e-2, 3e-2),
     steps=4,
     prompts_per_step=4,
     group=4,
