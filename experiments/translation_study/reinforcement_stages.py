@@ -57,14 +57,15 @@ def _checked(run: Run, url: str) -> dict[str, Any]:
 
 
 def _compared(run: Run, every: Sequence[Method], url: str, folder: Path) -> None:
-    """Run `alarm evaluate` on the translations of all seeds of the main methods."""
+    """Run `alarm evaluate` on the first sample of each prompt, of all seeds of the main methods."""
     prompts = {one.id: one.prompt for one in sentences(run, "test")}
     sources = {"none": [run.folder / "none"]} | {
         one.name: [run.folder / "grpo" / f"{one.name}-{seed}" for seed in run.sizes.seeds]
         for one in every
     }
     for name, folders in sources.items():
-        rows = [row for one in folders for row in read_rows(one / "test.jsonl")]
+        every_sample = [row for one in folders for row in read_rows(one / "test.jsonl")]
+        rows = every_sample[:: run.sizes.test_samples]
         write_rows(
             folder / f"{name}.jsonl",
             (
