@@ -37,16 +37,19 @@ def reinforce(run: Run) -> None:
             )
         rate = _best_rate(run)
         run.stage("none", lambda folder: _evaluated(run, run.folder / "policy", url, folder))
-        # Seed by seed, so that an unfinished run has whole seeds.
-        for seed in run.sizes.seeds:
-            for method in every:
-                run.stage(
-                    f"grpo/{method.name}-{seed}",
-                    lambda folder, method=method, seed=seed: _run(
-                        run, method, seed, rate, url, folder
-                    ),
-                )
+        # The main methods first, seed by seed, so that an unfinished run has whole seeds of them.
+        _run_each(run, every[:NUM_MAIN], rate, url)
         run.stage("evaluate", lambda folder: _compared(run, every[:NUM_MAIN], url, folder))
+        _run_each(run, every[NUM_MAIN:], rate, url)
+
+
+def _run_each(run: Run, every: Sequence[Method], rate: float, url: str) -> None:
+    for seed in run.sizes.seeds:
+        for method in every:
+            run.stage(
+                f"grpo/{method.name}-{seed}",
+                lambda folder, method=method, seed=seed: _run(run, method, seed, rate, url, folder),
+            )
 
 
 def _checked(run: Run, url: str) -> dict[str, Any]:
