@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from alarm_client import Overrides
 from translation_study.recipe import ASPECTS
 
-__all__ = ["NUM_MAIN", "UNTRAINED", "Method", "methods"]
+__all__ = ["UNTRAINED", "Method", "methods"]
 
 #: The supervised policy, in tables.
 UNTRAINED = "no RL"
-
-#: The number of methods before those of the ablation.
-NUM_MAIN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +21,7 @@ class Method:
 
     title: str
     overrides: Overrides
+    part: Literal["main", "control", "ablation"] = "main"
 
     @property
     def name(self) -> str:
@@ -31,33 +30,36 @@ class Method:
 
 
 def methods(chosen: str, weight: float) -> list[Method]:
-    """Return the methods for a chosen aspect: the main ones, then those of the ablation.
+    """Return the methods for a chosen aspect, in the order of their training.
 
-    All with the paper's shaping (sigmoid), except the two that are centred. The ablation puts each
-    other aspect, and all of them, in the place of the chosen one.
+    All with the paper's shaping (sigmoid), except those that are centred. The controls tell the
+    effect of the shaping from that of the aspect. The ablation puts each other aspect, and all of
+    them, in the place of the chosen one.
     """
     alone = _weights({chosen: weight})
-    main = [
-        Method("holistic", {"rule": "holistic_only", "weights": alone}),
-        Method("aspect", {"rule": "aspect_only", "weights": alone}),
-        Method("weighted sum", {"rule": "weighted_sum", "weights": alone}),
-        Method("hierarchical", {"rule": "hierarchical", "weights": alone}),
-        Method(
-            "hierarchical centred",
-            {"rule": "hierarchical", "weights": alone, "shaping": "centred"},
-        ),
-        Method("soft gate centred", {"rule": "soft_gate", "weights": alone, "shaping": "centred"}),
-    ]
+    centred: Overrides = {"weights": alone, "shaping": "centred"}
+    every = _weights(dict.fromkeys(ASPECTS, weight))
     others = [
         Method(
             f"hierarchical: {name}",
             {"rule": "hierarchical", "weights": _weights({name: weight})},
+            "ablation",
         )
         for name in ASPECTS
         if name != chosen
     ]
-    every = _weights(dict.fromkeys(ASPECTS, weight))
-    return [*main, *others, Method("hierarchical: all", {"rule": "hierarchical", "weights": every})]
+    return [
+        Method("holistic", {"rule": "holistic_only", "weights": alone}),
+        Method("aspect", {"rule": "aspect_only", "weights": alone}),
+        Method("weighted sum", {"rule": "weighted_sum", "weights": alone}),
+        Method("hierarchical", {"rule": "hierarchical", "weights": alone}),
+        Method("hierarchical centred", {"rule": "hierarchical", **centred}),
+        Method("soft gate centred", {"rule": "soft_gate", **centred}),
+        Method("aspect centred", {"rule": "aspect_only", **centred}, "control"),
+        Method("weighted sum centred", {"rule": "weighted_sum", **centred}, "control"),
+        *others,
+        Method("hierarchical: all", {"rule": "hierarchical", "weights": every}, "ablation"),
+    ]
 
 
 def _weights(given: Mapping[str, float]) -> dict[str, float]:

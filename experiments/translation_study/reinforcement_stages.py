@@ -11,7 +11,7 @@ from translation_study import policy
 from translation_study.corpus import Sentence
 from translation_study.evaluation import read_rows, require_agreement, rewarded, write_rows
 from translation_study.grpo import train
-from translation_study.methods import NUM_MAIN, Method, methods
+from translation_study.methods import Method, methods
 from translation_study.metrics import GOLD, corpus_scores
 from translation_study.serving import alarm, served
 from translation_study.stages import Run
@@ -38,9 +38,11 @@ def reinforce(run: Run) -> None:
         rate = _best_rate(run)
         run.stage("none", lambda folder: _evaluated(run, run.folder / "policy", url, folder))
         # The main methods first, seed by seed, so that an unfinished run has whole seeds of them.
-        _run_each(run, every[:NUM_MAIN], rate, url)
-        run.stage("evaluate", lambda folder: _compared(run, every[:NUM_MAIN], url, folder))
-        _run_each(run, every[NUM_MAIN:], rate, url)
+        main = [method for method in every if method.part == "main"]
+        _run_each(run, main, rate, url)
+        run.stage("evaluate", lambda folder: _compared(run, main, url, folder))
+        for part in ("control", "ablation"):
+            _run_each(run, [method for method in every if method.part == part], rate, url)
 
 
 def _run_each(run: Run, every: Sequence[Method], rate: float, url: str) -> None:

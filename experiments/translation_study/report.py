@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from translation_study.intervals import Figure, gain, win_rate, win_rates_by_seed
-from translation_study.methods import NUM_MAIN, UNTRAINED, methods
+from translation_study.methods import UNTRAINED, methods
 from translation_study.metrics import GOLD, METRICS
 from translation_study.recipe import ASPECTS
 from translation_study.stored_results import LOWER, Results, read_results
@@ -72,10 +72,12 @@ class _Report:
         self._results = results
         self._draws = results.settings["draws"]
         self._chosen = results.found("select")["chosen"]
-        titles = [one.title for one in methods(self._chosen, 1.0)]
-        self._main = [one for one in titles[:NUM_MAIN] if one in results.values]
-        self._ablation = [one for one in titles[NUM_MAIN:] if one in results.values]
-        self._every = [UNTRAINED, *self._main, *self._ablation]
+        done = [one for one in methods(self._chosen, 1.0) if one.title in results.values]
+        self._main, self._controls, self._ablation = (
+            [one.title for one in done if one.part == part]
+            for part in ("main", "control", "ablation")
+        )
+        self._trained = [one.title for one in done]
 
     def parts(self, stored: str) -> Iterable[str]:
         """Yield paragraphs and tables; `stored` is the folder as the page links to it."""
@@ -95,6 +97,7 @@ class _Report:
         yield "Reports of the commands on the same files:"
         for name in ("select", "calibrate", "evaluate"):
             yield f"[`alarm {name}`]({stored}/{name}/report.md)"
+        yield from self._shapings()
         yield from self._ablations()
         yield "\n## Over-optimization\n"
         yield (
@@ -185,7 +188,7 @@ class _Report:
         head = (*METRICS, f"gain in {GOLD}", "greedy", *names, "admitted")
         yield "| method | " + " | ".join(head) + " |"
         yield "|---|" + "---:|" * len(head)
-        for method in self._every:
+        for method in (UNTRAINED, *self._trained):
             scores = self._results.corpus[method]
             cells = [f"{np.mean(scores[name]):.2f}" for name in METRICS]
             own = "" if method == UNTRAINED else self._gain(method, UNTRAINED, GOLD).text(2)
@@ -233,6 +236,23 @@ class _Report:
                 name = {"z": "holistic reward"}.get(judge, judge) if row == titles[0] else ""
                 yield f"| {name} | {row} | " + " | ".join(cells) + f" | {average} | {base} |"
         yield f"\n{_PAPER_WINS}"
+
+    def _shapings(self) -> Iterable[str]:
+        if not self._controls:
+            return
+        yield "\n## The shaping, or the aspect?\n"
+        yield (
+            "The same rules with the paper's shaping, which pays for each segment (here, each word)"
+            " right or wrong, and with `centred`, which does not.\n"
+        )
+        yield f"| rule | gain in {GOLD}, sigmoid | centred | words, sigmoid | centred |"
+        yield "|---|---:|---:|---:|---:|"
+        for rule in ("aspect", "weighted sum", "hierarchical"):
+            pair = [rule, f"{rule} centred"]
+            if set(pair) <= set(self._trained):
+                gains = [self._gain(one, UNTRAINED, GOLD).text(2) for one in pair]
+                lengths = [self._mean(one, "length") for one in pair]
+                yield f"| {rule} | " + " | ".join((*gains, *lengths)) + " |"
 
     def _ablations(self) -> Iterable[str]:
         yield "\n## Ablation: the hierarchy with other aspects\n"
@@ -286,7 +306,7 @@ class _Report:
         threshold = self._results.found("calibrate")["threshold"]
         base = values[UNTRAINED]
         signs, golds, admitted = [], [], []
-        for method in (*self._main, *self._ablation):
+        for method in self._trained:
             turn = -1 if name in LOWER else 1
             for own_name, base_name, target in (
                 (turn * values[method][name], turn * base[name], signs),
@@ -355,11 +375,11 @@ class _Report:
 
     def _ordered_curves(self) -> list[tuple[str, list]]:
         curves = self._results.curves
-        return [(one, curves[one]) for one in (*self._main, *self._ablation) if one in curves]
+        return [(one, curves[one]) for one in self._trained if one in curves]
 
     def plot_gains(self, file: Path) -> None:
         """Plot each method's gain in the gold metric with its interval."""
-        titles = [*self._main, *self._ablation]
+        titles = self._trained
         found = [self._gain(title, UNTRAINED, GOLD) for title in titles]
         fig, axes = plt.subplots(figsize=(7, 0.4 * len(titles) + 1.2), layout="constrained")
         for at, (title, one) in enumerate(zip(titles, found, strict=True)):

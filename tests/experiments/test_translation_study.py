@@ -10,7 +10,7 @@ from tolerance import computed
 from translation_study.corpus import HELD_OUT, pairs_of, split
 from translation_study.error_spans import corrupt, mark
 from translation_study.intervals import gain, win_rate, win_rates_by_seed
-from translation_study.methods import NUM_MAIN, methods
+from translation_study.methods import methods
 from translation_study.preferences import label
 from translation_study.settings import QUICK
 from translation_study.stages import Run
@@ -74,13 +74,14 @@ def test_gain_interval_of_equal_differences_is_a_point() -> None:
 
 def test_methods_ablation_replaces_the_chosen_aspect() -> None:
     made = methods("errors", 1.0)
-    assert [one.title for one in made[NUM_MAIN:]] == [
+    assert [one.title for one in made if one.part == "ablation"] == [
         "hierarchical: grammar",
         "hierarchical: readability",
         "hierarchical: language",
         "hierarchical: all",
     ]
-    assert all(one.overrides["weights"]["errors"] == 1.0 for one in made[:NUM_MAIN])
+    others = [one for one in made if one.part != "ablation"]
+    assert all(one.overrides["weights"]["errors"] == 1.0 for one in others)
 
 
 def test_run_other_sizes_are_refused(tmp_path: Path) -> None:
