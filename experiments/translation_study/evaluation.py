@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -102,15 +103,18 @@ def require_agreement(
 
 
 def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines, numbers rounded to six digits after the point."""
+    """Write JSON lines, numbers rounded to six digits after the point; compressed for `.gz`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(_rounded(row), ensure_ascii=False) + "\n" for row in rows)
-    file.write_text("".join(lines))
+    text = "".join(lines).encode()
+    file.write_bytes(gzip.compress(text, mtime=0) if file.suffix == ".gz" else text)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read JSON lines."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    """Read JSON lines, compressed ones from `.gz`."""
+    data = file.read_bytes()
+    text = gzip.decompress(data) if file.suffix == ".gz" else data
+    return [json.loads(line) for line in text.decode().splitlines()]
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def collect(run: Run, stored: Path) -> None:
             shutil.copytree(run.folder / name, stored / name, ignore=ignored)
     for method, seed, folder in finished(run):
         about = {"method": method, "seed": seed}
-        file = f"{folder.name}.jsonl"
+        file = f"{folder.name}.jsonl.gz"
         write_rows(stored / "generations" / file, _with(about, read_rows(folder / "test.jsonl")))
         if (folder / "log.jsonl").exists():
             write_rows(stored / "curves" / file, _with(about, read_rows(folder / "curve.jsonl")))

@@ -101,8 +101,9 @@ class _Report:
         yield from self._ablations()
         yield "\n## Over-optimization\n"
         yield (
-            "Samples at temperature 1 of the same sentences along training: the proxy (holistic z)"
-            f" and the gold metric ({GOLD}) over the distance from the supervised policy.\n"
+            f"Samples at temperature 1 of the same {self._results.settings['curve_prompts']} sentences"
+            " along training, mean over seeds: the proxy (holistic z) and the gold metric"
+            f" ({GOLD}) over the distance from the supervised policy.\n"
         )
         yield f"![Gold and proxy over KL]({figures}/over-optimization.png)\n"
         yield from self._curve_table()

@@ -68,7 +68,7 @@ def read_results(stored: Path) -> Results:
     totals: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     admitted: dict[str, list[float]] = defaultdict(list)
     texts: dict[str, list[str]] = {}
-    for file in sorted((stored / "generations").glob("*.jsonl")):
+    for file in sorted((stored / "generations").glob("*.jsonl.gz")):
         rows = read_rows(file)
         method = rows[0]["method"]
         written = [row["completion"] for row in rows]
@@ -105,7 +105,7 @@ def _curves(
     stored: Path, references: dict[str, Sequence[str]]
 ) -> dict[str, list[list[CurvePoint]]]:
     found: dict[str, list[list[CurvePoint]]] = defaultdict(list)
-    for file in sorted((stored / "curves").glob("*.jsonl")):
+    for file in sorted((stored / "curves").glob("*.jsonl.gz")):
         rows = read_rows(file)
         by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:

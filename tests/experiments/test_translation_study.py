@@ -111,5 +111,5 @@ def test_quick_run_writes_tables_and_pictures(tmp_path: Path) -> None:
         assert f"## {title}" in page
     for name in ("gains", "over-optimization"):
         assert (tmp_path / "run" / "results" / "figures" / f"{name}.png").stat().st_size > 5000
-    written = list((tmp_path / "run" / "results" / "generations").glob("*.jsonl"))
+    written = list((tmp_path / "run" / "results" / "generations").glob("*.jsonl.gz"))
     assert len(written) == 1 + len(methods("errors", 1.0)) * len(QUICK.seeds)
