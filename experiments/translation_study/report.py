@@ -101,8 +101,8 @@ class _Report:
         yield from self._ablations()
         yield "\n## Over-optimization\n"
         yield (
-            f"Samples at temperature 1 of the same {self._results.settings['curve_prompts']} sentences"
-            " along training, mean over seeds: the proxy (holistic z) and the gold metric"
+            f"Samples at temperature 1 of {self._results.settings['curve_prompts']} sentences, the"
+            " same along training, mean over seeds: the proxy (holistic z) and the gold metric"
             f" ({GOLD}) over the distance from the supervised policy.\n"
         )
         yield f"![Gold and proxy over KL]({figures}/over-optimization.png)\n"
