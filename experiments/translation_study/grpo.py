@@ -31,7 +31,7 @@ from translation_study.settings import Sizes
 
 __all__ = ["train"]
 
-#: What is trained. With all parameters, or with LoRA, so few samples bring more noise than signal.
+#: What is trained; README.md says what training other parameters gave.
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 
 #: Seed of the samples of curves, the same for each method.

@@ -1,4 +1,4 @@
-"""Means, gains and win rates over prompts and seeds, with bootstrap intervals over both."""
+"""Gains and win rates over prompts and seeds, with bootstrap intervals over both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Figure", "gain", "mean", "win_rate", "win_rates_by_seed"]
+__all__ = ["Figure", "gain", "win_rate", "win_rates_by_seed"]
 
 Values = NDArray[np.float64]  # [seeds, prompts, samples]
 
@@ -33,13 +33,11 @@ class Figure:
         return self.low > 0 or self.high < 0
 
 
-def mean(values: Values, draws: int) -> Figure:
-    """Return the mean; each draw resamples seeds, and prompts with all their samples."""
-    return _figure(float(values.mean()), [one.mean() for one in _resampled(values, draws)])
-
-
 def gain(values: Values, base: Values, draws: int) -> Figure:
-    """Return the mean difference, over the same prompts; the seeds of both are drawn separately."""
+    """Return the mean difference, over the same prompts; the seeds of both are drawn separately.
+
+    Each draw resamples seeds, and prompts with all their samples.
+    """
     choose = np.random.default_rng(_SEED)
     found = []
     for _ in range(draws):
@@ -80,14 +78,6 @@ def _rate(outcomes: NDArray[np.float64]) -> float:
 
 def _seeds(values: Values, choose: np.random.Generator) -> Values:
     return values[choose.integers(0, len(values), len(values))]
-
-
-def _resampled(values: Values, draws: int) -> list[Values]:
-    choose = np.random.default_rng(_SEED)
-    return [
-        _seeds(values, choose)[:, choose.integers(0, values.shape[1], values.shape[1])]
-        for _ in range(draws)
-    ]
 
 
 def _figure(value: float, draws: list[float]) -> Figure:

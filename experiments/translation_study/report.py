@@ -124,6 +124,7 @@ class _Report:
             for own in ("hierarchical centred", "soft gate centred")
             for other in ("holistic", "hierarchical")
         ]
+        pairs.append(("hierarchical centred", "weighted sum centred"))
         clear = []
         for own, other in pairs:
             if own not in self._results.values or other not in self._results.values:
