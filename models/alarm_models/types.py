@@ -314,6 +314,7 @@ class JudgeTotals:
 
     usage: JudgeUsage = JudgeUsage()
     num_failed: int = 0
+    num_unread: int = 0
     num_hedged: int = 0
     num_over_budget: int = 0
 

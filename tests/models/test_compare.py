@@ -224,6 +224,8 @@ async def test_compare_unreadable_answer_fails_its_samples_or_is_skipped(
         model.observe_failures(failures.append)
         assert values(await model.score(group("ccc", "a", "bb"))) == wanted
     assert [one.reason for one in failures] == ["cut_off"] * 2
+    assert model.judge_totals is not None
+    assert model.judge_totals.num_unread == 2
 
 
 @pytest.mark.parametrize(

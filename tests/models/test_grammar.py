@@ -120,7 +120,7 @@ def test_languagetool_unreachable_fails_its_samples_alone() -> None:
     (outcome,) = score_directly(model, completion("fine"))
     assert isinstance(outcome, SampleError)
     assert outcome.code == "model_failed"
-    assert "cannot be reached at http://127.0.0.1:9/v2/check" in outcome.message
+    assert "at http://127.0.0.1:9/v2/check cannot be reached: [Errno 111]" in outcome.message
 
 
 async def test_languagetool_unreachable_at_open_raises_unreachable_error() -> None:

@@ -43,7 +43,9 @@ def test_metrics_of_judges_are_their_totals_by_model() -> None:
     metrics = Metrics()
     usage = JudgeUsage(1, 2, 3, 4, 0.5)
     metrics.judges.bind(
-        lambda: {"rm": JudgeTotals(usage, num_failed=6, num_hedged=7, num_over_budget=8)}
+        lambda: {
+            "rm": JudgeTotals(usage, num_failed=6, num_unread=9, num_hedged=7, num_over_budget=8)
+        }
     )
     expected = {
         "judge_requests": 1,
@@ -52,6 +54,7 @@ def test_metrics_of_judges_are_their_totals_by_model() -> None:
         "judge_output_tokens": 4,
         "judge_cost": 0.5,
         "judge_failed_questions": 6,
+        "judge_unreadable_answers": 9,
         "judge_hedged_requests": 7,
         "judge_over_budget_questions": 8,
     }

@@ -48,13 +48,10 @@ class LanguageTool:
         try:
             answer = self._asked("GET", "languages")
         except NoAnswer as error:
-            raise UnreachableError(
-                f"the LanguageTool server cannot be reached at {self._shown}: it {error}"
-            ) from error
+            raise UnreachableError(f"the LanguageTool server at {self._shown} {error}") from error
         if not answer.is_success:
             raise UnreachableError(
-                f"the LanguageTool server cannot be used at {self._shown}: it returned status "
-                f"{answer.status_code}"
+                f"the LanguageTool server at {self._shown} returned status {answer.status_code}"
             )
 
     def find(self, text: str) -> Sequence[GrammarError]:
@@ -67,7 +64,7 @@ class LanguageTool:
         except NoAnswer as error:
             if error.is_of_no_use:
                 raise _failed(f"returned an invalid response: it {error}") from error
-            raise _failed(f"cannot be reached at {self._shown}/check: it {error}") from error
+            raise _failed(f"at {self._shown}/check {error}") from error
         try:
             return [_error(match, text) for match in found["matches"]]
         except UNEXPECTED_FORMAT as error:

@@ -127,7 +127,8 @@ def probe(settings: Settings) -> tuple[bool, str]:
             response = connection.getresponse()
             reason = _reason(response.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
-            return False, f"no server responds on {host} port {settings.port}: {error!r}"
+            why = str(error) or type(error).__name__
+            return False, f"no server responds on {host} port {settings.port}: {why}"
     if reason is None:
         return False, "the response is not from a reward server"
     return response.status == 200, reason

@@ -172,6 +172,11 @@ _OF_JUDGES: tuple[tuple[str, str, Callable[[JudgeTotals], float]], ...] = (
         lambda totals: totals.num_failed,
     ),
     (
+        "alarm_judge_unreadable_answers",
+        "Answers of a judge that were refusals, cut off or not in the format asked for.",
+        lambda totals: totals.num_unread,
+    ),
+    (
         "alarm_judge_over_budget_questions",
         "Questions that the budget of a minute did not allow.",
         lambda totals: totals.num_over_budget,

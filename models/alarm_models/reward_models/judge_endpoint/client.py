@@ -233,7 +233,8 @@ class JudgeEndpoint:
         return result
 
     def report_unread(self, reply: JudgeReply, error: SampleError) -> None:
-        """Report an answer that cannot be read to ``observe``."""
+        """Count an answer that cannot be read, and report it to ``observe``."""
+        self._count(unread=1)
         reason = "refused" if reply.is_refused else "cut_off" if reply.is_cut else "unreadable"
         self._report(EndpointFailure(self._address, reason, error.summary))
 
@@ -379,6 +380,7 @@ class JudgeEndpoint:
         usage: JudgeUsage | None = None,
         *,
         failed: int = 0,
+        unread: int = 0,
         hedged: int = 0,
         over_budget: int = 0,
     ) -> None:
@@ -387,6 +389,7 @@ class JudgeEndpoint:
         self._totals = JudgeTotals(
             totals.usage if usage is None else totals.usage + usage,
             totals.num_failed + failed,
+            totals.num_unread + unread,
             totals.num_hedged + hedged,
             totals.num_over_budget + over_budget,
         )

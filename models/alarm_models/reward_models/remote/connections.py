@@ -190,7 +190,7 @@ def _no_answer(error: Exception) -> NoAnswer:
     # httpx's error quotes the header's value, so it is not included.
     if isinstance(error, httpx.LocalProtocolError):
         return NoAnswer("cannot be reached: a header has invalid characters")
-    return NoAnswer(f"cannot be reached: {excerpt(repr(error))}")
+    return NoAnswer(f"cannot be reached: {excerpt(str(error) or type(error).__name__)}")
 
 
 def _unusable(url: str) -> AddressError:
