@@ -41,13 +41,14 @@ def collect(run: Run, stored: Path) -> None:
     (stored / "settings.json").write_text((run.folder / "settings.json").read_text())
     (stored / "stages.json").write_text(json.dumps(run.records(), indent=1) + "\n")
     corpus.write(sentences(run, "test"), stored / "test.jsonl")
+    # The records of the stages are in stages.json; copies would count as stages of their own.
+    unused = shutil.ignore_patterns("stage.json", "*.json.*", "*.jsonl", "report.html")
     for name in ("policy", "recipe/holistic", "recipe/errors"):
-        shutil.copytree(run.folder / name, stored / name, ignore=shutil.ignore_patterns("*.json.*"))
+        shutil.copytree(run.folder / name, stored / name, ignore=unused)
     shutil.copy(run.folder / "recipe" / "recipe.toml", stored / "recipe" / "recipe.toml")
     for name in ("select", "calibrate", "evaluate"):
         if (run.folder / name).exists():
-            ignored = shutil.ignore_patterns("*.jsonl", "report.html")
-            shutil.copytree(run.folder / name, stored / name, ignore=ignored)
+            shutil.copytree(run.folder / name, stored / name, ignore=unused)
     for method, seed, folder in finished(run):
         about = {"method": method, "seed": seed}
         file = f"{folder.name}.jsonl.gz"

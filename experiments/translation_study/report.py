@@ -259,8 +259,11 @@ class _Report:
     def _ablations(self) -> Iterable[str]:
         yield "\n## Ablation: the hierarchy with other aspects\n"
         titles = [one for one in ("hierarchical", *self._ablation) if one in self._results.values]
-        yield f"| aspect | mean win rate by the holistic reward | by {GOLD} | gain in {GOLD} |"
-        yield "|---|---:|---:|---:|"
+        yield (
+            f"| aspect | mean win rate by the holistic reward | by {GOLD} | gain in {GOLD}"
+            " | over the selected aspect | words |"
+        )
+        yield "|---|---:|---:|---:|---:|---:|"
         for title in titles:
             name = f"{self._chosen} (selected)" if title == "hierarchical" else title.split(": ")[1]
             cells = []
@@ -271,8 +274,11 @@ class _Report:
                     if other != title
                 ]
                 cells.append(f"{np.nanmean(rates) * 100:.1f}" if rates else "–")
-            found = self._gain(title, UNTRAINED, GOLD).text(2)
-            yield f"| {name} | {cells[0]} | {cells[1]} | {found} |"
+            cells.append(self._gain(title, UNTRAINED, GOLD).text(2))
+            is_selected = title == titles[0]
+            cells.append("" if is_selected else self._gain(title, titles[0], GOLD).text(2))
+            cells.append(self._mean(title, "length"))
+            yield f"| {name} | " + " | ".join(cells) + " |"
         yield f"\n{_PAPER_ABLATION}"
 
     def _curve_table(self) -> Iterable[str]:
