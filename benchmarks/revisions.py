@@ -5,7 +5,8 @@ seconds of all requests and of the start, and the resident memory.
 
     python benchmarks/revisions.py --before OLD/.venv/bin/alarm --after .venv/bin/alarm
 
-`--busy N` keeps N cores busy with other processes meanwhile.
+`--busy N` keeps N cores busy with other processes meanwhile. `--singly` sends each sample in a
+request of its own, all at once, as 64 clients of a trainer do with the workload `overhead`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 from checkpoints import Shape, bert, llama
 from children import free_port, server
+from load import Post, client
 from made_samples import group, ragged
 from ours import on_the_wire, write_recipe
 from rich.console import Console
@@ -70,18 +71,15 @@ class Server:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    def score(self, client: httpx.Client, samples: Sequence[Sample], *, is_timed: bool) -> None:
-        """Send one request; if timed, record its time and scores."""
-        body = json.dumps({"samples": [on_the_wire(sample) for sample in samples]})
+    def score(self, post: Post, requests: Sequence[Sequence[Sample]], *, is_timed: bool) -> None:
+        """Send requests at once; if timed, record their time and scores."""
+        bodies = [{"samples": list(map(on_the_wire, samples))} for samples in requests]
         used, started = self.processor_s(), time.perf_counter()
-        answer = client.post(
-            f"{self.url}/score", content=body, headers={"Content-Type": "application/json"}
-        )
-        answer.raise_for_status()
+        answers = post(f"{self.url}/score", bodies)
         if is_timed:
             self.seconds.append(time.perf_counter() - started)
             self.used_s += self.processor_s() - used
-            self.scores += (one["score"] for one in answer.json()["scores"])
+            self.scores += (one["score"] for answer in answers for one in answer["scores"])
 
 
 def main() -> None:
@@ -93,6 +91,8 @@ def main() -> None:
     parser.add_argument("--after", type=Path, required=True, help="the other revision's `alarm`")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--requests", type=int, default=100, help="requests to each")
+    parser.add_argument("--singly", action="store_true", help="each sample in its own request")
+    parser.add_argument("--recipe", type=Path, help="serve it instead of a generated checkpoint")
     parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
@@ -124,29 +124,34 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Measure one workload, and print a table and a line of JSON."""
     workload = WORKLOADS[name]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        task = Task(Path(folder), "sequence")
-        workload.build(task.folder, Shape(options.layers, options.hidden))
-        recipe = write_recipe(task)
+        recipe = options.recipe
+        if recipe is None:
+            task = Task(Path(folder), "sequence")
+            workload.build(task.folder, Shape(options.layers, options.hidden))
+            recipe = write_recipe(task)
         both = {
-            side: running.enter_context(serving(getattr(options, side), recipe, side))
+            side: running.enter_context(
+                serving(getattr(options, side), recipe, Path(folder, f"{side}.log"))
+            )
             for side in ("before", "after")
         }
-        client = running.enter_context(httpx.Client(timeout=300))
+        post = running.enter_context(client())
         for number in range(-3, options.requests):
             samples = workload.samples(number)
+            requests = [[one] for one in samples] if options.singly else [samples]
             sides = list(both.values())
             for one in sides if number % 2 else reversed(sides):
-                one.score(client, samples, is_timed=number >= 0)
+                one.score(post, requests, is_timed=number >= 0)
         report(name, both)
 
 
 @contextmanager
-def serving(alarm: Path, recipe: Path, side: str) -> Iterator[Server]:
+def serving(alarm: Path, recipe: Path, log: Path) -> Iterator[Server]:
     """Serve a recipe with one revision."""
     port = free_port()
     command = [str(alarm), "serve", "--recipe", str(recipe), "--port", str(port), "--device", "cpu"]
     ready = f"http://127.0.0.1:{port}/health/ready"
-    with server(command, ready, recipe.with_name(f"{side}.log")) as url:
+    with server(command, ready, log) as url:
         one = Server(url, _pid_of(str(port)), 0.0)
         one.start_s = one.processor_s()
         yield one
