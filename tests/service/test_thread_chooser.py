@@ -36,7 +36,7 @@ def run(chooser: ThreadChooser, machine: Machine, num_passes: int) -> list[int]:
     used = []
     for _ in range(num_passes):
         num_threads = chooser.choose("m", 100)
-        chooser.record("m", 100, num_threads, *machine(num_threads))
+        chooser.record("m", 100, 100, num_threads, *machine(num_threads))
         used.append(num_threads)
     return used
 
@@ -61,8 +61,27 @@ def test_chooser_on_a_crowded_machine_uses_one_thread_if_that_is_faster_twice() 
 def test_chooser_after_one_disturbed_pass_keeps_all_threads() -> None:
     chooser = ThreadChooser(2)
     run(chooser, ten_times(quiet), 5)
-    chooser.record("m", 100, 2, *ten_times(crowded)(2))
+    chooser.record("m", 100, 100, 2, *ten_times(crowded)(2))
     assert run(chooser, ten_times(quiet), 1000) == [1, *[2] * 999]
+
+
+def test_chooser_compares_passes_by_the_tokens_that_they_computed() -> None:
+    """The first sample of a group computes the prompt, which is cached for the other seven."""
+    chooser = ThreadChooser(2)
+    for _ in range(100):
+        for num_tokens, num_computed, seconds in ((7972, 1700, 4.1), (5964, 700, 1.2)):
+            num_threads = chooser.choose("m", num_tokens)
+            assert num_threads == 2
+            waited = 0.3 * seconds  # another process uses the cores at times
+            chooser.record("m", num_tokens, num_computed, 2, seconds, 2 * seconds - waited)
+
+
+def test_chooser_after_a_long_pass_whose_threads_ran_all_the_time_keeps_them() -> None:
+    chooser = ThreadChooser(2)
+    for seconds in (0.1, 1.0):
+        assert chooser.choose("m", 100) == 2
+        chooser.record("m", 100, 100, 2, seconds, 1.9 * seconds)
+    assert chooser.choose("m", 100) == 2
 
 
 def test_chooser_when_a_core_is_taken_changes_after_a_slow_pass() -> None:

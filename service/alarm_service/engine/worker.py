@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,15 +125,17 @@ _LONGEST_TRIAL_S = 0.5
 
 @dataclass(slots=True)
 class _Choice:
-    """What is known of one model's passes of one size; times are in seconds per token.
+    """What is known of one model's passes of one size.
 
-    ``measured`` has the last pass with each number of threads. ``faster_once`` is a number of
-    threads that was faster than ``num_threads`` and will be tried again.
+    ``measured`` has the seconds per computed token of the last pass with each number of threads.
+    ``last_s`` is the duration and ``utilization`` the share of the time for which threads ran, in
+    the last pass with ``num_threads``. ``faster_once`` is a number of threads that was faster than
+    ``num_threads`` and will be tried again.
     """
 
     num_threads: int
     measured: dict[int, float]
-    least: float = math.inf
+    last_s: float = 0.0
     num_passes: int = 0
     interval: int = _FIRST_INTERVAL
     utilization: float = 1.0
@@ -148,10 +149,10 @@ class ThreadChooser:
     Every operation waits for its slowest thread. While another process keeps a core busy, or where
     a pass is small, one thread is faster than all of them. Each model and size of pass (in powers
     of two) starts with all threads. If passes are short or their threads waited for a core, fewer
-    are tried in the second pass and then at growing intervals; they are always tried after a pass
-    that took much longer than expected. Another number is chosen if it is faster twice, with a pass
-    of the current number in between, so that one disturbed pass decides nothing. With ``is_fixed``,
-    all threads are used: the number may change a score's last bits.
+    are tried in the second pass, then at growing intervals, and after each pass that took much
+    longer than expected. Another number is chosen if it is faster twice, with a pass of the current
+    number in between, so that one disturbed pass decides nothing. With ``is_fixed``, all threads
+    are used: the number may change a score's last bits.
     """
 
     def __init__(self, num_threads: int, *, is_fixed: bool = False) -> None:
@@ -160,12 +161,12 @@ class ThreadChooser:
         self._choices: dict[tuple[str, int], _Choice] = {}
 
     def choose(self, model: str, num_tokens: int) -> int:
-        """Return the number of threads for a pass of that many tokens."""
+        """Return the number of threads for a pass of samples with that many tokens."""
         if len(self._numbers) == 1:
             return self._numbers[0]
         choice = self._choice(model, num_tokens)
         choice.num_passes += 1
-        if not choice.measured or not self._is_due(choice, num_tokens):
+        if not choice.measured or not self._is_due(choice):
             return choice.num_threads
         others = [one for one in self._numbers if one != choice.num_threads]
         other = choice.faster_once or min(
@@ -173,21 +174,31 @@ class ThreadChooser:
         )
         # On many cores a long pass would hold up its callers for too long.
         slowdown = choice.num_threads / other
-        longest_s = choice.least * num_tokens * slowdown
+        longest_s = choice.last_s * slowdown
         return other if slowdown <= 4 or longest_s <= _LONGEST_TRIAL_S else choice.num_threads
 
     def record(
-        self, model: str, num_tokens: int, num_threads: int, seconds: float, cpu_seconds: float
+        self,
+        model: str,
+        num_tokens: int,
+        num_computed: int,
+        num_threads: int,
+        seconds: float,
+        cpu_seconds: float,
     ) -> None:
-        """Record the duration of a pass, and the CPU time of all threads of the process in it."""
+        """Record the duration of a pass, and the CPU time of all threads of the process in it.
+
+        Passes are compared by the tokens that they computed: those of a shared prefix once, those
+        of a cached one never.
+        """
         if len(self._numbers) == 1:
             return
         choice = self._choice(model, num_tokens)
-        took = seconds / max(num_tokens, 1)
+        took = seconds / max(num_computed, 1)
         before = choice.measured.get(num_threads)
         choice.measured[num_threads] = took
-        choice.least = min(choice.least, took)
         if num_threads == choice.num_threads:
+            choice.last_s = seconds
             choice.utilization = cpu_seconds / max(seconds * num_threads, 1e-9)
             choice.is_surprised = before is not None and took > _SURPRISE * before
             if choice.faster_once and not self._is_faster(choice, choice.faster_once):
@@ -212,19 +223,18 @@ class ThreadChooser:
         key = (model, num_tokens.bit_length())
         return self._choices.setdefault(key, _Choice(self._numbers[0], {}))
 
-    def _is_due(self, choice: _Choice, num_tokens: int) -> bool:
+    def _is_due(self, choice: _Choice) -> bool:
         """Whether the next pass should try another number of threads."""
         if choice.faster_once:
             return choice.num_passes > 1
-        if choice.is_surprised:
-            return True
         may_gain = (
             choice.num_threads != self._numbers[0]
-            or choice.measured[choice.num_threads] * num_tokens < _SHORT_PASS_S
+            or choice.last_s < _SHORT_PASS_S
             or choice.utilization < _MIN_UTILIZATION
         )
         is_first = len(choice.measured) == 1
-        return may_gain and (is_first or choice.num_passes > choice.interval)
+        is_time = is_first or choice.is_surprised or choice.num_passes > choice.interval
+        return may_gain and is_time
 
 
 _log = structlog.get_logger()
@@ -332,8 +342,13 @@ class DeviceWorker:
         return {worker.model for worker in relieved}
 
     @contextmanager
-    def threads_for(self, model: str, works: Sequence[QueuedSample]) -> Iterator[None]:
-        """Run a forward pass in the block with the number of threads that is fastest for it."""
+    def threads_for(
+        self, model: str, works: Sequence[QueuedSample]
+    ) -> Iterator[Callable[[int], None]]:
+        """Run a forward pass in the block with the number of threads that is fastest for it.
+
+        The block calls what it is given, at its end, with the number of tokens that were computed.
+        """
         num_tokens = sum(work.features.num_cost_tokens for work in works)
         num_threads = self._threads.choose(model, num_tokens)
         if num_threads != self._num_threads:
@@ -341,10 +356,13 @@ class DeviceWorker:
         # The time of the process includes its other threads, tokenization and HTTP: while they run,
         # waiting for a core is noticed less often.
         started, cpu_started = time.monotonic(), time.process_time()
-        try:
-            yield
+
+        def record(num_computed: int) -> None:
             seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
-            self._threads.record(model, num_tokens, num_threads, seconds, cpu_seconds)
+            self._threads.record(model, num_tokens, num_computed, num_threads, seconds, cpu_seconds)
+
+        try:
+            yield record
         finally:
             if num_threads != self._num_threads:
                 # Threads that are started now would inherit it.
@@ -632,8 +650,9 @@ class _Worker:
             for watchdog in self._watchdogs:
                 watching.enter_context(watchdog.watch())
             watching.enter_context(cancellable(lambda: self._may_stop_generating(works)))
-            with self._device.threads_for(name, works):
+            with self._device.threads_for(name, works) as record:
                 output, shared = _forward(model, works, self._device.index)
+                record(sum(output.num_computed))
         if len(output) != len(works):
             raise RuntimeError(f"{len(output)} outputs for {len(works)} samples")
         with self._device.metrics.reading(name):
