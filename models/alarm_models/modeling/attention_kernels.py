@@ -13,7 +13,7 @@ from itertools import repeat
 
 import torch
 
-from alarm_models.modeling.kernel_timing import LEAST_GAIN, least_seconds
+from alarm_models.modeling.kernel_timing import LEAST_GAIN, measured_gain
 from alarm_models.modeling.linear_kernels import has_bfloat16
 from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.batch import ForwardContext, pack
@@ -73,8 +73,7 @@ def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
     difference = (run(MATMUL) - outputs).float().norm()
     if not difference <= _TOLERANCE[dtype] * outputs.float().norm():
         return FUSED
-    fused_s, matmul_s = least_seconds(lambda: run(FUSED), lambda: run(MATMUL))
-    gain = fused_s / matmul_s
+    gain = measured_gain(lambda: run(FUSED), lambda: run(MATMUL))
     backend = MATMUL if gain >= LEAST_GAIN else FUSED
     _logger.info(
         "attention in %s with %d threads: %s (batched products are %.2f times as fast)",

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from alarm_models.modeling.kernel_timing import LEAST_GAIN, least_seconds
+from alarm_models.modeling.kernel_timing import LEAST_GAIN, measured_gain
 
 __all__ = [
     "PACKED",
@@ -116,11 +116,10 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
         packed = PackedLinear(plain)
         if not _is_exact(packed(states), plain(states)):
             return PLAIN
-        plain_s, packed_s = least_seconds(lambda: plain(states), lambda: packed(states))
+        gain = measured_gain(lambda: plain(states), lambda: packed(states))
     except (RuntimeError, AttributeError, TypeError) as error:
         _logger.debug("linear layers in %s are not packed: %s", dtype, error)
         return PLAIN
-    gain = plain_s / packed_s
     name = PACKED if gain >= LEAST_GAIN else PLAIN
     _logger.info(
         "linear layers in %s with %d threads: %s (packed weights are %.2f times as fast)",
