@@ -66,14 +66,16 @@ def test_chooser_after_one_disturbed_pass_keeps_all_threads() -> None:
 
 
 def test_chooser_compares_passes_by_the_tokens_that_they_computed() -> None:
-    """The first sample of a group computes the prompt, which is cached for the other seven."""
-    chooser = ThreadChooser(2)
+    """The first pass of a group computes its prompt, which is cached for the second."""
+    chooser, used = ThreadChooser(2), []
     for _ in range(100):
-        for num_tokens, num_computed, seconds in ((7972, 1700, 4.1), (5964, 700, 1.2)):
+        for num_tokens, num_computed in ((7972, 1700), (5964, 400)):
             num_threads = chooser.choose("m", num_tokens)
-            assert num_threads == 2
-            waited = 0.3 * seconds  # another process uses the cores at times
-            chooser.record("m", num_tokens, num_computed, 2, seconds, 2 * seconds - waited)
+            seconds = num_computed * (0.002 if num_threads == 2 else 0.0035)
+            # Something else uses the cores, but one thread is slower.
+            chooser.record("m", num_tokens, num_computed, num_threads, seconds, 1.2 * seconds)
+            used.append(num_threads)
+    assert 1 <= used.count(1) <= 8
 
 
 def test_chooser_after_a_long_pass_whose_threads_ran_all_the_time_keeps_them() -> None:

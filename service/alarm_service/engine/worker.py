@@ -115,9 +115,9 @@ _SURPRISE = 2.5
 #: Passes shorter than this many seconds may be faster with fewer threads even on free cores.
 _SHORT_PASS_S = 0.05
 
-#: Longer passes are tried with fewer threads if their threads were running for less than this share
-#: of the time, because then something else uses the cores.
-_MIN_UTILIZATION = 0.85
+#: In longer passes fewer threads can be faster only if all threads together ran for hardly longer
+#: than the fewer ones would: by at most this factor, since threads that wait spin for a while.
+_MOST_RUNNING = 1.3
 
 #: Longest time in seconds for which fewer threads are tried on a processor with many cores.
 _LONGEST_TRIAL_S = 0.5
@@ -128,8 +128,8 @@ class _Choice:
     """What is known of one model's passes of one size.
 
     ``measured`` has the seconds per computed token of the last pass with each number of threads.
-    ``last_s`` is the duration and ``utilization`` the share of the time for which threads ran, in
-    the last pass with ``num_threads``. ``faster_once`` is a number of threads that was faster than
+    ``last_s`` is the duration of the last pass with ``num_threads``, ``num_running`` the mean number
+    of threads that ran in it. ``faster_once`` is a number of threads that was faster than
     ``num_threads`` and will be tried again.
     """
 
@@ -138,7 +138,7 @@ class _Choice:
     last_s: float = 0.0
     num_passes: int = 0
     interval: int = _FIRST_INTERVAL
-    utilization: float = 1.0
+    num_running: float = 0.0
     is_surprised: bool = False
     faster_once: int | None = None
 
@@ -199,7 +199,7 @@ class ThreadChooser:
         choice.measured[num_threads] = took
         if num_threads == choice.num_threads:
             choice.last_s = seconds
-            choice.utilization = cpu_seconds / max(seconds * num_threads, 1e-9)
+            choice.num_running = cpu_seconds / max(seconds, 1e-9)
             choice.is_surprised = before is not None and took > _SURPRISE * before
             if choice.faster_once and not self._is_faster(choice, choice.faster_once):
                 choice.faster_once = None
@@ -230,7 +230,7 @@ class ThreadChooser:
         may_gain = (
             choice.num_threads != self._numbers[0]
             or choice.last_s < _SHORT_PASS_S
-            or choice.utilization < _MIN_UTILIZATION
+            or choice.num_running < _MOST_RUNNING * self._numbers[1]
         )
         is_first = len(choice.measured) == 1
         is_time = is_first or choice.is_surprised or choice.num_passes > choice.interval
