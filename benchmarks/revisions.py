@@ -18,10 +18,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from checkpoints import Shape, bert, llama
 from children import free_port, server
@@ -37,16 +38,16 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A checkpoint and the samples of one request, by the request's number."""
+    """A checkpoint and the samples of one request, by the request's number and mean length."""
 
     build: Callable[[Path, Shape], None]
-    samples: Callable[[int], Sequence[Sample]]
+    samples: Callable[[int, int], Sequence[Sample]]
 
 
 WORKLOADS = {
-    "group": Workload(llama, lambda number: group(8, 300, 60, number)[0]),
-    "overhead": Workload(bert, lambda number: ragged(64, 82, number)[0]),
-    "one-sample": Workload(bert, lambda number: ragged(1, 82, number)[0]),
+    "group": Workload(llama, lambda number, length: group(8, 300, length, number)[0]),
+    "overhead": Workload(bert, lambda number, length: ragged(64, length, number)[0]),
+    "one-sample": Workload(bert, lambda number, length: ragged(1, length, number)[0]),
 }
 
 
@@ -79,7 +80,14 @@ class Server:
         if is_timed:
             self.seconds.append(time.perf_counter() - started)
             self.used_s += self.processor_s() - used
-            self.scores += (one["score"] for answer in answers for one in answer["scores"])
+            self.scores += (_score(one) for answer in answers for one in answer["scores"])
+
+
+def _score(outcome: Mapping[str, Any]) -> float:
+    if outcome["error"] is not None:
+        raise RuntimeError(f"a sample is refused: {outcome['error']}")
+    score: float = outcome["score"]
+    return score
 
 
 def main() -> None:
@@ -91,6 +99,7 @@ def main() -> None:
     parser.add_argument("--after", type=Path, required=True, help="the other revision's `alarm`")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--requests", type=int, default=100, help="requests to each")
+    parser.add_argument("--length", type=int, default=80, help="mean words of a completion")
     parser.add_argument("--singly", action="store_true", help="each sample in its own request")
     parser.add_argument("--recipe", type=Path, help="serve it instead of a generated checkpoint")
     parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each")
@@ -137,7 +146,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         }
         post = running.enter_context(client())
         for number in range(-3, options.requests):
-            samples = workload.samples(number)
+            samples = workload.samples(number, options.length)
             requests = [[one] for one in samples] if options.singly else [samples]
             sides = list(both.values())
             for one in sides if number % 2 else reversed(sides):

@@ -128,8 +128,8 @@ class _Choice:
     """What is known of one model's passes of one size.
 
     ``measured`` has the seconds per computed token of the last pass with each number of threads.
-    ``last_s`` is the duration of the last pass with ``num_threads``, ``num_running`` the mean number
-    of threads that ran in it. ``faster_once`` is a number of threads that was faster than
+    ``last_s`` is the duration of the last pass with ``num_threads``, ``num_running`` the mean
+    number of threads that ran in it. ``faster_once`` is a number of threads that was faster than
     ``num_threads`` and will be tried again.
     """
 
