@@ -247,21 +247,47 @@ _RELIEF_S = 5.0
 
 
 #: A batch is unusually large if it has this many times the tokens of recent ones, and at least so
-#: many: its memory is given back. The mean of recent ones follows each by this part.
+#: many. The mean of recent ones follows each by this part.
 _TIMES_USUAL, _MIN_LARGE_TOKENS, _PART_OF_MEAN = 2.0, 2048, 0.125
 
+#: Seconds after which the memory of an unusually large batch is given back.
+_TRIM_DELAY_S = 60.0
 
-class _UsualSize:
-    """The recent size of batches in tokens."""
 
-    def __init__(self) -> None:
+class DelayedTrim:
+    """Gives free memory back to the system a minute after an unusually large batch.
+
+    Afterwards, batches fault their pages in anew, which costs up to a third of a pass. Therefore it
+    is done at most once a minute.
+    """
+
+    def __init__(self, delay_s: float = _TRIM_DELAY_S) -> None:
+        self._delay_s = delay_s
         self._mean = 0.0
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
 
-    def is_exceeded_by(self, num_tokens: int) -> bool:
-        """Whether a batch is unusually large; it counts as a recent one from now on."""
-        is_large = num_tokens > max(_TIMES_USUAL * self._mean, _MIN_LARGE_TOKENS)
-        self._mean += _PART_OF_MEAN * (num_tokens - self._mean)
-        return is_large
+    def record(self, num_tokens: int) -> None:
+        """Note the tokens of a batch that ended."""
+        with self._lock:
+            is_large = num_tokens > max(_TIMES_USUAL * self._mean, _MIN_LARGE_TOKENS)
+            self._mean += _PART_OF_MEAN * (num_tokens - self._mean)
+            if is_large and self._timer is None:
+                self._timer = threading.Timer(self._delay_s, self._trim)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def close(self) -> None:
+        """Give nothing back from now on, unless another batch is recorded."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _trim(self) -> None:
+        with self._lock:
+            self._timer = None
+        trim_malloc()
 
 
 @runtime_checkable
@@ -304,7 +330,7 @@ class DeviceWorker:
         self.is_lost = False
         self._has_failed = False
         self.is_cpu = is_cpu
-        self.usual_size = _UsualSize()
+        self.trim = DelayedTrim()
         self._num_threads = torch.get_num_threads()
         self._threads = ThreadChooser(self._num_threads, is_fixed=is_deterministic or not is_cpu)
         self._on_lost = on_lost
@@ -318,6 +344,7 @@ class DeviceWorker:
 
     def join(self, timeout_s: float) -> None:
         """Wait for the threads to finish after their queue is closed, except for hung ones."""
+        self.trim.close()
         with self._lock:
             self._is_closed = True
             workers = list(self._workers)
@@ -563,8 +590,8 @@ class _Worker:
                 with device.metrics.on_device():
                     self._run_batch(batch)
                 del batch  # so that models can be released
-                if device.usual_size.is_exceeded_by(num_tokens) and device.is_cpu:
-                    trim_malloc()
+                if device.is_cpu:
+                    device.trim.record(num_tokens)
         except BaseException as death:  # requests must not hang, whatever kills this thread
             if not self.is_given_up:
                 device.on_worker_died(self, death)
