@@ -51,4 +51,5 @@ def test_closed_gives_nothing_back(trimmed: threading.Semaphore) -> None:
     trim = DelayedTrim(0.5)
     trim.record(5000)
     trim.close()
+    trim.record(50_000)  # a pass that was still running
     assert not trimmed.acquire(timeout=1.5)

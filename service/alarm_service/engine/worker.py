@@ -265,6 +265,7 @@ class DelayedTrim:
         self._delay_s = delay_s
         self._mean = 0.0
         self._timer: threading.Timer | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def record(self, num_tokens: int) -> None:
@@ -272,14 +273,15 @@ class DelayedTrim:
         with self._lock:
             is_large = num_tokens > max(_TIMES_USUAL * self._mean, _MIN_LARGE_TOKENS)
             self._mean += _PART_OF_MEAN * (num_tokens - self._mean)
-            if is_large and self._timer is None:
+            if is_large and self._timer is None and not self._is_closed:
                 self._timer = threading.Timer(self._delay_s, self._trim)
                 self._timer.daemon = True
                 self._timer.start()
 
     def close(self) -> None:
-        """Give nothing back from now on, unless another batch is recorded."""
+        """Give nothing back from now on."""
         with self._lock:
+            self._is_closed = True
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
