@@ -16,6 +16,7 @@ from made_samples import group
 from operations import of_group
 from products import products
 from rivals import RIVALS, add_options, compare
+from timing import rounds_of
 from work import Task
 
 _RIVALS = RIVALS | {"products": products(of_group)}
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     works = {
         f"group of {size}, {options.head}": {
             number: group(size, options.prompt, options.completion, seed=1000 * size + number)
-            for number in range(-1, options.rounds)
+            for number in rounds_of(options)
         }
         for size in options.groups
     }

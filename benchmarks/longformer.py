@@ -15,6 +15,7 @@ from checkpoints import Shape, longformer
 from operations import of_apart
 from products import products
 from rivals import RIVALS, add_options, compare, transformers
+from timing import rounds_of
 from work import LABELS, Task
 
 _RIVALS = RIVALS | {"products": products(of_apart)}
@@ -41,8 +42,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure; every round draws new samples."""
     pairs = qa.read(options.prompts)
     work = {
-        number: qa.singles(pairs, options.samples, seed=number + 1)
-        for number in range(-1, options.rounds)
+        number: qa.singles(pairs, options.samples, seed=number + 1) for number in rounds_of(options)
     }
     padded = {f"padded, by {options.batch}": (options.batch, False)}
     rivals = _RIVALS | {"transformers": transformers(padded)}

@@ -20,7 +20,7 @@ def group(size: int, prompt: int, completion: int, seed: int) -> Twins:
 
     Completions have segments of twenty words.
     """
-    choose = Random(seed)
+    choose = Random(str(seed))  # a number would lose its sign
     lengths = [choose.randint(completion // 2, completion * 3 // 2) for _ in range(size)]
 
     def twin() -> list[Sample]:
@@ -35,7 +35,7 @@ def ragged(count: int, median: int, seed: int) -> Twins:
 
     Rerankers use this word as their query.
     """
-    choose = Random(seed)
+    choose = Random(str(seed))  # a number would lose its sign
     lengths = ragged_lengths(count, median, choose)
 
     def twin() -> list[Sample]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from checkpoints import Shape, bert
 from made_samples import ragged
 from rivals import RIVALS, add_options, compare
+from timing import rounds_of
 from work import Task
 
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure; every round uses new samples."""
     work = {
         number: ragged(options.samples, options.median, seed=number)
-        for number in range(-1, options.rounds)
+        for number in rounds_of(options)
     }
     with tempfile.TemporaryDirectory() as folder:
         task = Task(Path(folder), "sequence", dtype=options.dtype, device=options.device)

@@ -18,7 +18,7 @@ from random import Random
 import torch
 from checkpoints import Shape, llama
 from made_samples import FIRST_WORD, VOCABULARY
-from timing import in_turns, report
+from timing import add_rounds, in_turns, report, rounds_of
 from work import Sample, Way
 
 from alarm_models.modeling.inputs import ModelInput
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=400, help="tokens of the prompt")
     parser.add_argument("--completion", type=int, default=400, help="tokens of the completion")
     parser.add_argument("--segments", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_rounds(parser, rounds=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     run(parser.parse_args())
@@ -48,7 +48,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure; every round draws a new sample."""
-    work = {number: _twins(options, number) for number in range(-1, options.rounds)}
+    work = {number: _twins(options, number) for number in rounds_of(options)}
     with tempfile.TemporaryDirectory() as folder:
         llama(Path(folder), Shape(options.layers, options.hidden))
         spec = SequenceSpec(
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _twins(options: argparse.Namespace, seed: int) -> tuple[list[Sample], list[Sample]]:
-    choose = Random(seed)
+    choose = Random(str(seed))
     words = [
         f"w{choose.randrange(FIRST_WORD, VOCABULARY)}"
         for _ in range(options.prompt + options.completion)

@@ -41,13 +41,13 @@ def read(path: Path) -> list[tuple[str, str]]:
 
 def singles(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> Twins:
     """Draw prompts with their answers."""
-    chosen = Random(seed).choices(pairs, k=count)
+    chosen = Random(str(seed)).choices(pairs, k=count)
     return _twins([(prompt, [answer]) for prompt, answer in chosen], seed)
 
 
 def group(pairs: Sequence[tuple[str, str]], size: int, seed: int) -> Twins:
     """Draw a prompt and ``size`` answers, which may belong to other prompts."""
-    choose = Random(seed)
+    choose = Random(str(seed))
     prompt, _ = choose.choice(pairs)
     return _twins([(prompt, [answer for _, answer in choose.choices(pairs, k=size)])], seed)
 

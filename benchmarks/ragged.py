@@ -15,6 +15,7 @@ from made_samples import ragged
 from operations import of_apart
 from products import products
 from rivals import RIVALS, add_options, compare, transformers
+from timing import rounds_of
 from work import Task
 
 _RIVALS = RIVALS | {"products": products(of_apart)}
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     rivals = _RIVALS | {"transformers": transformers(padded)}
     work = {
         number: ragged(options.samples, options.median, seed=number)
-        for number in range(-1, options.rounds)
+        for number in rounds_of(options)
     }
     with tempfile.TemporaryDirectory() as folder:
         # Rerankers call the prompt a query; it is a separate text.

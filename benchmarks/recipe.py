@@ -24,7 +24,7 @@ from ours import alarm_serve, on_the_wire
 from products import multiplier
 from recipe_operations import recipe_operations
 from reference_recipe import ASPECTS, Rule, make_reference
-from timing import in_turns, report
+from timing import add_rounds, in_turns, report, rounds_of
 from work import Sample, Way, Work
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=float, nargs=3, default=[0, 1, 0], help=f"of {', '.join(ASPECTS)}"
     )
-    parser.add_argument("--rounds", type=int, default=2)
+    add_rounds(parser, rounds=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
     run(parser.parse_args())
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         for at, rate in enumerate(options.rates):
             work = {
                 number: qa.group(pairs, options.group, seed=1000 * at + number + 1)
-                for number in range(-1, options.rounds)
+                for number in rounds_of(options)
             }
             gates = [gate(rate, tuple(options.weights), work, twin, reference) for twin in (0, 1)]
             measure(gates, work, reference, partial(reward_over_http, post, url), multiply, least)

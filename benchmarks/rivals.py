@@ -14,7 +14,7 @@ from load import Post, client
 from ours import deterministic, in_process, over_http
 from peers import infinity, vllm
 from plain import make_runner
-from timing import in_turns, report
+from timing import add_rounds, in_turns, report
 from work import Sample, Task, Way, Work
 
 __all__ = ["RIVALS", "Batches", "add_options", "compare", "padding_server", "transformers"]
@@ -100,9 +100,7 @@ def add_options(
 ) -> None:
     """Add the common options; ``rivals`` are the default among those ``known``."""
     parser.add_argument("--rivals", nargs="+", choices=known, default=rivals)
-    parser.add_argument(
-        "--rounds", type=int, default=rounds, help="number of rounds, each with new samples"
-    )
+    add_rounds(parser, rounds)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -13,7 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from work import Way, Work
 
-__all__ = ["Timed", "in_turns", "largest_difference", "report", "synchronize"]
+__all__ = [
+    "Timed",
+    "add_rounds",
+    "in_turns",
+    "largest_difference",
+    "report",
+    "rounds_of",
+    "synchronize",
+]
 
 _REST_S = 3
 
@@ -32,6 +41,25 @@ class Timed:
         return statistics.median(self.seconds)
 
 
+def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add the options that count rounds; ``rounds`` is the default of those that are timed."""
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="number of rounds, each with new samples"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=1,
+        help="rounds before them that are not timed. The first passes of a process fault in the "
+        "memory that later ones reuse: about ten, for a model with a prefix cache",
+    )
+
+
+def rounds_of(options: argparse.Namespace) -> range:
+    """Return the numbers of the rounds; those of the warm-up are negative."""
+    return range(-options.warm_up, options.rounds)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done its work; a CPU always has."""
     if device.type == "cuda":
@@ -39,16 +67,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def in_turns(ways: Mapping[str, Way], work: Work, *, rest_s: float = _REST_S) -> dict[str, Timed]:
-    """Run each variant on each round's work; round -1 is warm-up and not timed.
+    """Run each variant on each round's work; rounds below 0 are the warm-up and not timed.
 
-    Each turn starts after a pause of ``rest_s``: a server may poll for work, on a core of its own,
-    for a second or two after its last request, and would take that core from the next variant.
+    Each timed turn starts after a pause of ``rest_s``: a server may poll for work, on a core of
+    its own, for a second or two after its last request, and would take that core from the next
+    variant.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     numbers: dict[str, dict[int, Sequence[float]]] = {name: {} for name in ways}
     for number, twins in work.items():
         for name, way in ways.items():
-            time.sleep(rest_s)
+            if number >= 0:
+                time.sleep(rest_s)
             started = time.perf_counter()
             numbers[name][number] = way.score(twins[way.twin])
             if number >= 0:

@@ -51,7 +51,7 @@ class Task:
 #: Two lists of samples with the same lengths and without a common prefix.
 Twins = tuple[Sequence[Sample], Sequence[Sample]]
 
-#: The twins of each round; round -1 is the warm-up.
+#: The twins of each round; rounds below 0 are the warm-up.
 Work = Mapping[int, Twins]
 
 

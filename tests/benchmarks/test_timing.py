@@ -1,11 +1,13 @@
 """Variants take turns, and reported figures match figures worked out by hand."""
 
+import argparse
 import json
 from collections.abc import Sequence
 
 import pytest
 import timing
-from timing import Timed, in_turns, largest_difference, report
+from made_samples import ragged
+from timing import Timed, add_rounds, in_turns, largest_difference, report, rounds_of
 from work import Sample, Way
 
 WORK = {number: ([Sample("p", str(number))], [Sample("q", str(number))]) for number in (-1, 0, 1)}
@@ -29,6 +31,16 @@ def test_variants_take_turns_and_the_warm_up_round_is_not_timed(
     assert ran == ["ap-1", "bq-1", "ap0", "bq0", "ap1", "bq1"]
     assert len(timed["a"].seconds) == 2
     assert timed["b"].numbers == {-1: [-1.0], 0: [0.0], 1: [1.0]}
+
+
+def test_warm_up_rounds_are_below_zero_and_have_samples_of_their_own() -> None:
+    parser = argparse.ArgumentParser()
+    add_rounds(parser, rounds=3)
+    assert list(rounds_of(parser.parse_args([]))) == [-1, 0, 1, 2]
+    numbers = list(rounds_of(parser.parse_args(["--warm-up", "3", "--rounds", "4"])))
+    assert numbers == [-3, -2, -1, 0, 1, 2, 3]
+    completions = {ragged(1, 20, seed=number)[0][0].completion for number in numbers}
+    assert len(completions) == len(numbers)
 
 
 def test_largest_difference_is_over_the_rounds_of_the_reference() -> None:
