@@ -13,6 +13,7 @@ from tolerance import assert_computed
 
 from alarm_models.modeling.backend_selection import select_backend
 from alarm_models.modeling.inputs import ModelInput, ReadStates
+from alarm_models.modeling.packed import last_layer
 from alarm_models.modeling.packed.backbone import PackedBackbone
 from alarm_models.modeling.packed.batch import pack
 from alarm_models.modeling.packed.sdpa import (
@@ -92,6 +93,26 @@ def test_packed_reads_of_some_tokens_equal_their_states_among_all(architecture: 
     ]
     states = packed(architecture, batch).states
     assert_computed(states, alone(architecture, batch))
+
+
+@pytest.mark.parametrize("architecture", PACKABLE)
+def test_packed_reads_of_all_tokens_but_one_equal_their_states_among_all(architecture: str) -> None:
+    samples = [random_ids(90, 6), random_ids(17, 7), *group(3, 30, 5)]
+    batch = [ModelInput(ids, (Span(1, len(ids)),), truncated=False) for ids in samples]
+    states = packed(architecture, batch).states
+    assert_computed(states, alone(architecture, batch))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "roberta"])
+def test_packed_reads_of_every_token_run_the_last_layer_itself(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = features(random_ids(90, 6), random_ids(17, 7))
+    reference = alone(architecture, batch)
+    backbone = packed_backbone(architecture)
+    monkeypatch.delattr(last_layer, "attend_reads")
+    with torch.inference_mode():
+        assert_computed(backbone.forward(batch).states, reference)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,13 @@ def test_group_reads_of_an_encoder_sees_all_of_its_sample() -> None:
     assert sees(some) == {0: [0, 1, 2], 1: [3, 4, 5, 6]}
 
 
+def test_group_reads_in_any_order_sees_the_node_of_each() -> None:
+    layout = pack([(1, 2, 3), (4, 5, 6)], share=False)
+    (some,) = group_reads(layout, [4, 0, 5, 1, 1], causal=False, window=None, device=CPU)
+    first, second = [0, 1, 2], [3, 4, 5]
+    assert sees(some) == {0: second, 1: first, 2: second, 3: first, 4: first}
+
+
 def test_group_reads_of_equal_lengths_needs_no_mask() -> None:
     layout = pack([(1, 2), (3, 4)], share=False)
     (some,) = group_reads(layout, [1, 3], causal=True, window=None, device=CPU)

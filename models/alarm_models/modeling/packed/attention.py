@@ -141,9 +141,14 @@ def group_reads(
     including the token itself.
     """
     by_node: dict[int, list[int]] = {}
+    numbers: list[int] = []
+    row = Span(0, 0)
     for number, place in enumerate(places):
-        index = bisect_right(layout.nodes, place, key=_first_row) - 1
-        by_node.setdefault(index, []).append(number)
+        # Most reads are in the same node as the one before.
+        if not row.start <= place < row.end:
+            index = bisect_right(layout.nodes, place, key=_first_row) - 1
+            row, numbers = layout.nodes[index].row, by_node.setdefault(index, [])
+        numbers.append(number)
     nodes = [
         _node_reads(layout.nodes[index], numbers, places, causal, window)
         for index, numbers in by_node.items()
@@ -170,6 +175,10 @@ def _node_reads(
     causal: bool,
     window: int | None,
 ) -> _NodeReads:
+    if not causal and window is None:
+        every = Span(0, node.row.end - node.row.start)
+        keys = range(node.keys.start, node.keys.start + every.end)
+        return _NodeReads(numbers, keys, [every] * len(numbers))
     positions = [places[number] - node.row.start for number in numbers]
     length = max(positions) + 1 if causal else node.row.end - node.row.start
     reach = length if window is None else window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,12 +22,27 @@ class LastLayerAtReads(torch.nn.Module):
     """Replaces a last layer: all tokens in, ``[1, reads, hidden]`` out.
 
     Keys and values are computed for every token, queries and the rest of the layer only for the
-    reads.
+    reads. Where every token is read, as for the mean of all states, the layer itself runs.
     """
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
         self.layer = layer
+
+    def forward(
+        self, hidden_states: torch.Tensor, *arguments: Any, **keywords: Any
+    ) -> torch.Tensor:
+        """Run the layer."""
+        places = get_forward_context().read_places
+        if len(set(places)) == hidden_states.shape[1]:
+            every: torch.Tensor = self.layer(hidden_states, *arguments, **keywords)
+            return every[:, places]
+        return self._at_reads(hidden_states, places, *arguments, **keywords)
+
+    def _at_reads(
+        self, hidden_states: torch.Tensor, places: Sequence[int], *arguments: Any, **keywords: Any
+    ) -> torch.Tensor:
+        raise NotImplementedError
 
     @property
     def _weights(self) -> Any:
@@ -34,15 +50,14 @@ class LastLayerAtReads(torch.nn.Module):
 
 
 class _LlamaLastLayer(LastLayerAtReads):
-    def forward(
+    def _at_reads(
         self,
         hidden_states: torch.Tensor,
+        places: Sequence[int],
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **_: Any,
     ) -> torch.Tensor:
-        """Run the layer."""
         layer, attention = self._weights, self._weights.self_attn
-        places = get_forward_context().read_places
         normed = layer.input_layernorm(hidden_states)
         query = self._heads(attention.q_proj(normed[:, places]), "q_norm")
         key = self._heads(attention.k_proj(normed), "k_norm")
@@ -73,10 +88,11 @@ class _LlamaLastLayer(LastLayerAtReads):
 
 
 class _BertLastLayer(LastLayerAtReads):
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Run the layer."""
+    def _at_reads(
+        self, hidden_states: torch.Tensor, places: Sequence[int], *_: Any, **__: Any
+    ) -> torch.Tensor:
         layer, attention = self._weights, self._weights.attention.self
-        reads = hidden_states[:, get_forward_context().read_places]
+        reads = hidden_states[:, places]
         query, key, value = (
             states.view(*states.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
             for states in (
