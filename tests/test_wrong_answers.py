@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PASSAGE = "Emma was written by Jane Austen in 1815. Charles Dickens wrote Oliver Twist in 1837."
-RIGHT = "Emma was written by Jane Austen in 1815. It was first published in London."
+RIGHT = "Emma was written by Jane Austen in 1815. It was first published in London in 1816."
 
 
 @pytest.fixture
@@ -57,6 +57,11 @@ def test_wrong_answers_change_what_their_kind_says(
     assert made("empty") == ""
     assert made("negated") == "Emma was not written by Jane Austen."
     assert made("exchanged names") == "Jane Austen was written by Emma."
+    assert made("exchanged numbers", "3 of 5, then 3.") == "5 of 3, then 5."
+    assert made("denied") in (
+        "Emma was never written by Jane Austen.",
+        "Emma wasn't written by Jane Austen.",
+    )
     assert made("first half") == "Emma was written"
     assert made("opposite", "It was first.") == "It was last."
     foreign = made("foreign name")
@@ -67,7 +72,14 @@ def test_wrong_answers_change_what_their_kind_says(
 def test_wrong_answers_that_a_text_does_not_allow_are_left_out(
     wrong: ModuleType, asked: Any, other: Any
 ) -> None:
-    kinds = ("other numbers", "exchanged names", "opposite", "cut off")
+    kinds = (
+        "other numbers",
+        "exchanged names",
+        "exchanged numbers",
+        "opposite",
+        "cut off",
+        "denied",
+    )
     assert wrong.wrong_answers("Nobody.", wrong.Passages(asked), other, Random(0), kinds) == {}
 
 

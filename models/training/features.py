@@ -33,7 +33,16 @@ ASPECTS = {"factuality": "factuality_rm", "relevance": "relevance_rm"}
 
 #: Kinds of wrong answers whose changed sentences are wrong for an aspect.
 FAULTS = {
-    "factuality": frozenset({"name from passages", "foreign name", "other numbers", "opposite"}),
+    "factuality": frozenset(
+        {
+            "name from passages",
+            "foreign name",
+            "exchanged names",
+            "other numbers",
+            "opposite",
+            "negated",
+        }
+    ),
     "relevance": frozenset({"off-topic sentence", "repetitive", "filler"}),
 }
 

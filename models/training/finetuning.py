@@ -53,8 +53,8 @@ _BATCH = 24
 #: Kinds that are shown for each right answer that allows them, as they are hardest.
 _HARDEST = ("name from passages", "cut off")
 
-#: Kinds of which one is shown for each right answer.
-_HARD = ("other numbers", "opposite", "repetitive")
+#: Kinds of which two are shown for each right answer.
+_HARD = ("exchanged names", "other numbers", "opposite", "negated", "repetitive")
 
 #: Scores and lengths of this many answers of earlier steps count in the correlation.
 _REMEMBERED = 108
@@ -64,14 +64,14 @@ _REMEMBERED = 108
 class Settings:
     """Constants of a run."""
 
-    steps: int = 300
+    steps: int = 450
     questions: int = 2
     learning_rate: float = 2e-4
     head_rate: float = 1e-3
     margin: float = 0.5
     #: How often people are taken to prefer the worse answer.
     smoothing: float = 0.2
-    pairs_weight: float = 2.0
+    pairs_weight: float = 4.0
     preferences_weight: float = 1.5
     length_weight: float = 2.0
     segment_weight: float = 0.5
@@ -265,7 +265,7 @@ def _add_faults(
         text, own, other, choose, [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
     )
     kinds = [kind for kind in _HARDEST if kind in wrong]
-    kinds += _some([kind for kind in _HARD if kind in wrong], 1, choose)
+    kinds += _some([kind for kind in _HARD if kind in wrong], 2, choose)
     kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
     marked: dict[str, Marked] = {}
     for kind in kinds:

@@ -44,6 +44,9 @@ _NUMBER = re.compile(r"\d[\d,.]*\d|\d")
 _NAME = re.compile(r"\b[A-Z][\w'’.-]*(?:\s+(?:of |the |de |van )?[A-Z][\w'’.-]*)*")
 _VERB = re.compile(r"\b(?:is|was|are|were|has|have|had|can|could|will|would|did|does|do)\b(?! not)")
 
+#: Contracted negations that do not just add "n't".
+_CONTRACTIONS = {"can": "can't", "will": "won't"}
+
 #: Words that begin a sentence in capitals without being names.
 _NOT_NAMES = frozenset(
     {
@@ -254,6 +257,25 @@ def _negated(text: str, choose: Random) -> str | None:
     return f"{text[: match.end()]} not{text[match.end() :]}"
 
 
+def _denied(text: str, choose: Random) -> str | None:
+    matches = list(_VERB.finditer(text))
+    if not matches:
+        return None
+    match = choose.choice(matches[:3])
+    verb = match.group()
+    new = choose.choice((f"{verb} never", _CONTRACTIONS.get(verb, f"{verb}n't")))
+    return text[: match.start()] + new + text[match.end() :]
+
+
+def _with_exchanged_numbers(text: str, choose: Random) -> str | None:
+    own = list(dict.fromkeys(_NUMBER.findall(text)))
+    if len(own) < 2:
+        return None
+    first, second = choose.sample(own, 2)
+    new_of = {first: second, second: first}
+    return _NUMBER.sub(lambda match: new_of.get(match.group(), match.group()), text)
+
+
 def _repetitive(text: str, choose: Random) -> str | None:
     parts, words = texts_of_sentences(text), text.split()
     if not parts:
@@ -325,7 +347,9 @@ _FAULTS: Mapping[str, Fault] = {
     "other refusal": lambda _, choose: choose.choice(_OTHER_REFUSALS),
     "first half": _first_half,
     "negated": _negated,
+    "denied": _denied,
     "exchanged names": _with_exchanged_names,
+    "exchanged numbers": _with_exchanged_numbers,
     "shuffled words": _shuffled,
     "numbered filler": lambda text, choose: _with_filler(text, _OTHER_FILLERS, choose),
 }
@@ -333,12 +357,13 @@ _FAULTS: Mapping[str, Fault] = {
 #: Kinds that the models are trained on.
 KINDS = (
     "empty", "refusal", "question again", "off topic", "off-topic sentence", "repetitive",
-    "cut off", "filler", "foreign name", "name from passages", "other numbers", "opposite",
+    "cut off", "filler", "foreign name", "name from passages", "exchanged names", "other numbers",
+    "opposite", "negated",
 )  # fmt: skip
 
 #: Kinds of which the models see no example in training.
 HELD_OUT_KINDS = (
-    "other refusal", "first half", "negated", "exchanged names", "shuffled words",
+    "other refusal", "first half", "denied", "exchanged numbers", "shuffled words",
     "numbered filler",
 )  # fmt: skip
 
