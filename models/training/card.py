@@ -107,6 +107,9 @@ answering. People agree only in part on these pairs, and the model agrees only i
 people: do not train a policy that matters on it. It recognizes what departs from the passages, not
 what is false: an answer that no passage supports has only its form. A name replaced by one that the
 same sentence has, or an answer in words of its own, often cannot be told from a right one.
+A negation that the supporting sentence lacks is taken as wrong, also where it is right: "Emma was
+not written by Charles Dickens. It is a novel by Jane Austen." scores less than "Charles Dickens
+wrote Emma." Of people's own answers, the 12 with a negation score 0.8 less than the other 96.
 `factuality_rm` learned from marks on long answers that copy their passages; of short answers in
 other words it marks many wrong that are right.
 """
