@@ -50,8 +50,8 @@ def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
         "--warm-up",
         type=int,
         default=1,
-        help="rounds before them that are not timed. The first passes of a process fault in the "
-        "memory that later ones reuse: about ten, for a model with a prefix cache",
+        help="number of rounds before them that are not timed; about ten for a model with a prefix "
+        "cache, because passes take new memory until it is full",
     )
 
 
