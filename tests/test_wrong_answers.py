@@ -97,3 +97,36 @@ def test_supported_prompt_keeps_the_sentence_that_an_answer_needs(
     prompt = wrong.supported_prompt(wrong.Passages(asked), "Jane Austen, 1815", Random(1))
     assert prompt.startswith("question: Who wrote Emma? context: ")
     assert "Emma was written by Jane Austen in 1815." in prompt
+
+
+def test_true_denial_negates_a_sentence_with_a_name_that_does_not_belong_there(
+    wrong: ModuleType, asked: Any, other: Any
+) -> None:
+    right = "Emma was written by Jane Austen."
+    found = {wrong.true_denial(right, wrong.Passages(asked), other, Random(n)) for n in range(40)}
+    assert f"No, {right}" in found
+    denials = found - {f"No, {right}"}
+    assert f"Emma was not written by Charles Dickens. {right}" in denials
+    for text in denials:
+        denied, answer = wrong.texts_of_sentences(text)
+        assert answer == right
+        assert " not " in denied
+        assert "Emma" not in denied or "Jane Austen" not in denied
+
+
+def test_true_denial_without_names_or_verbs_is_none(
+    wrong: ModuleType, asked: Any, other: Any
+) -> None:
+    own = wrong.Passages(asked)
+    for text in ("", "it was red.", "Jane Austen."):
+        found = {wrong.true_denial(text, own, other, Random(n)) for n in range(20)}
+        assert found <= {None, f"No, {text}"}
+
+
+def test_changed_words_are_those_that_the_wrong_answer_lacks_at_their_place(
+    wrong: ModuleType,
+) -> None:
+    assert wrong.changed_words("Ann easily beat Bob.", "Bob easily beat Ann.") == {"ann", "bob"}
+    assert wrong.changed_words("Ann beat Bob.", "Ann beat Cid.") == {"bob"}
+    assert wrong.changed_words("Ann won.", "Ann did not win.") == {"won"}
+    assert wrong.changed_words("Ann won.", "Yes, Ann won.") == set()

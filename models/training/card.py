@@ -27,24 +27,24 @@ by `models/training/train_mini.py`; its figures belong to the weights in this fo
 The models read the question and the answer, not the passages. What they know of the passages is
 the token type of each word of the answer (`mark_copied = "support"`):
 
-| type | word |
-|---|---|
-| 1 | copied: it is one of three words in a row that the prompt has too |
-| 2 | in the sentence of the prompt that shares most with the answer's sentence |
-| 3 | elsewhere in the prompt |
-| 4 | repeated: one of four words in a row that the answer had before |
-| 5 | altered: it replaces words of that sentence, stands between them, or negates it |
-| 6 | a name or number that only other sentences have |
-| 7 | a name or number that the prompt does not have |
-| 0 | any other word |
+- whether it is copied (one of three words in a row that the prompt has too), or repeated (one of
+  four in a row that the answer had before), or altered (it replaces words of the sentence of the
+  prompt that shares most with its own, stands between them, or negates it)
+- whether it is a name or number
+- how much the sentences of the prompt that have it share with the rest of its own sentence,
+  compared with the sentence that shares most, on six levels; the lowest is for words that the
+  prompt does not have
+- how many of the two words beside it are beside it in the prompt too
 
 ## Measured on {held_out} questions that were not used in training
 
 The holistic figure is pairwise accuracy over human preferences without ties; "corrected over
-original" is how often people's correction scores higher than the answer they corrected. r is the
-correlation of scores with the number of characters. The aspects' figures are ROC AUC per segment,
-where a segment is wrong if a human's error mark overlaps it by a character or more. Intervals are
-95% by bootstrap over questions. "length" is the baseline in which longer is better.
+original" is how often people's correction scores higher than the answer they corrected. "True over
+false denials" is how often a right answer that also denies something wrong ("Emma was not written
+by Charles Dickens. It was ...") scores higher than one that is negated. r is the correlation of
+scores with the number of characters. The aspects' figures are ROC AUC per segment, where a segment
+is wrong if a human's error mark overlaps it by a character or more. Intervals are 95% by bootstrap
+over questions. "length" is the baseline in which longer is better.
 
 | | figure | count |
 |---|---|---|
@@ -54,18 +54,19 @@ where a segment is wrong if a human's error mark overlaps it by a character or m
 
 How often the right answer scores higher than a wrong one made from it, with its interval and the
 number of pairs (`wrong_answers.py` makes them). Right answers are people's corrections of a sampled
-answer, people's own answers, and short ones: first sentences and bare names, dates or numbers. The
+answer, people's own answers, and short ones: first sentences and bare names, dates or numbers.
+People's own answers often say what the passages do not, which these models cannot know; "in the
+passages" are those pairs where the passages have each word that the wrong answer changes. The
 models were trained on none of these questions, and on no answer of the kinds marked *new*.
 
 | wrong answer | {forms} |
 |---|{bars}
 {rankings}
 
-These questions influenced the design: four earlier designs of the models and four runs of this one
-were measured on them. The weights are those of the run that ranked most right answers over wrong
-ones. It was the first that was shown negated answers and exchanged names, and the first with
-{steps} steps; those before were measured on these two kinds as *new* ones (negated .66 to .85,
-exchanged names .70 to .86), which were then replaced by denied ones and exchanged numbers.
+These questions influenced the design: five earlier designs of the models, and this one after the
+first phase of its training, were measured on them. What the token types say was chosen on the
+training questions. Negated answers and exchanged names were *new* kinds of earlier designs (.66 to
+.85 and .70 to .86), before they were trained on.
 
 ## Constants, from the answers to the {trained_on} training questions
 
@@ -77,11 +78,13 @@ exchanged names .70 to .86), which were then replaced by denied ones and exchang
 
 The encoder is the lower half of a pretrained one. First the holistic head was fitted to human
 preferences on the frozen encoder. Then all but the embeddings of words and positions was fine-tuned
-for {steps} steps of two questions. The loss is that of right over wrong answers, of human
+for {steps} steps of two questions, in two phases; the second shows more names, numbers and
+opposites, and weighs lengths more. The loss is that of right over wrong answers, of human
 preferences with smoothed labels (also the corrected answer over the original, and the original
 without the sentences that people marked over the original), the squared correlation of scores with
 lengths, and the cross-entropy of the segments that are wrong by people's marks or by construction
-(`finetuning.py`). Then the aspects' heads were fitted anew, to people's marks alone. Heads fitted
+(`finetuning.py`). Then what correlated with lengths over the training answers was taken out of the
+holistic head, and the aspects' heads were fitted anew, to people's marks alone. Heads fitted
 on the frozen encoder are logistic regressions, whose regularization was chosen by 5-fold
 cross-validation over the training questions; for the aspects, the encoder had seen them:
 
@@ -107,9 +110,8 @@ answering. People agree only in part on these pairs, and the model agrees only i
 people: do not train a policy that matters on it. It recognizes what departs from the passages, not
 what is false: an answer that no passage supports has only its form. A name replaced by one that the
 same sentence has, or an answer in words of its own, often cannot be told from a right one.
-A negation that the supporting sentence lacks is taken as wrong, also where it is right: "Emma was
-not written by Charles Dickens. It is a novel by Jane Austen." scores less than "Charles Dickens
-wrote Emma." Of people's own answers, the 12 with a negation score 0.8 less than the other 96.
+A negation that the supporting sentence lacks is often taken as wrong where it is right ("true over
+false denials" above). An answer that repeats a false claim of the question is supported by it.
 `factuality_rm` learned from marks on long answers that copy their passages; of short answers in
 other words it marks many wrong that are right.
 """

@@ -11,17 +11,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertModel
 
+from alarm_models.preprocessing.segmentation import SUPPORT_TYPES
+
 __all__ = ["HEADS", "NUM_LAYERS", "MiniModel", "start", "write"]
 
 #: The lower half of the encoder's layers; the upper ones encode sentence similarity.
 NUM_LAYERS = 3
 
-#: Multiples of the distance of the pretrained token types, for words that are not copied, copied,
-#: supported, elsewhere in the prompt, repeated, altered, other names or new names (`word_types`).
-_TYPES = (0.0, 4.0, 2.0, -1.0, 0.0, -4.0, -2.0, -3.0)
-
-#: Length of each type's own direction, in the same unit; without it, types are hard to tell apart.
-_OWN_DIRECTION = 4.0
+#: Length of the directions of token types, in multiples of the distance of the pretrained types.
+_TYPE_LENGTH = 4.0
 
 #: Outputs of each head; the aspects' labels are `error` and `ok`.
 HEADS = {"holistic_head": 1, "factuality_head": 2, "relevance_head": 2}
@@ -56,16 +54,10 @@ def start(folder: Path) -> MiniModel:
         num_hidden_layers=NUM_LAYERS,
         attention_probs_dropout_prob=0.0,
     ).eval()
-    first, second = encoder.embeddings.token_type_embeddings.weight.detach()
-    types = torch.stack([first + times * (second - first) for times in _TYPES])
-    own = torch.randn(types.shape, generator=torch.Generator().manual_seed(0))
-    own[0] = 0
-    scale = _OWN_DIRECTION * (second - first).norm()
-    types += scale * torch.nn.functional.normalize(own, dim=1)
     encoder.embeddings.token_type_embeddings = torch.nn.Embedding.from_pretrained(
-        types, freeze=False
+        _token_types(*encoder.embeddings.token_type_embeddings.weight.detach()), freeze=False
     )
-    encoder.config.type_vocab_size = len(_TYPES)
+    encoder.config.type_vocab_size = SUPPORT_TYPES
     tokenizer = AutoTokenizer.from_pretrained(config.parent)
     tokenizer.model_max_length = encoder.config.max_position_embeddings
     shutil.rmtree(folder, ignore_errors=True)
@@ -74,6 +66,24 @@ def start(folder: Path) -> MiniModel:
     model = MiniModel(encoder)
     write(model, folder)
     return model
+
+
+def _token_types(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return embeddings of the types of `word_types`, ``[types, hidden]``, from the pretrained two.
+
+    The type of a word that nothing is known of is the pretrained first one. Others add a direction
+    for each of their factors, so that types that share some begin alike.
+    """
+    random = torch.Generator().manual_seed(0)
+    form, is_name, level, joined = (
+        torch.randn(number, len(first), generator=random) for number in (3, 2, 6, 3)
+    )
+    own = form[:, None, None, None] + is_name[:, None, None] + level[:, None] + joined
+    own = own.reshape(-1, len(first))  # by the type less one
+    repeated = torch.randn(1, len(first), generator=random)
+    directions = torch.nn.functional.normalize(torch.cat([repeated, own[1:]]), dim=1)
+    length = _TYPE_LENGTH * (second - first).norm()
+    return torch.cat([first[None], first + length * directions])
 
 
 def write(model: MiniModel, folder: Path) -> None:

@@ -42,6 +42,7 @@ from wrong_answers import (
     Passages,
     short_answers,
     supported_prompt,
+    true_denial,
     wrong_answers,
 )
 
@@ -52,6 +53,9 @@ _BATCH = 24
 
 #: Kinds that are shown for each right answer that allows them, as they are hardest.
 _HARDEST = ("name from passages", "cut off")
+
+#: Kinds that are all shown for each right answer in the second phase, as words alone do not tell.
+_SUBTLE = ("name from passages", "exchanged names", "other numbers", "opposite")
 
 #: Kinds of which two are shown for each right answer.
 _HARD = ("exchanged names", "other numbers", "opposite", "negated", "repetitive")
@@ -64,7 +68,11 @@ _REMEMBERED = 108
 class Settings:
     """Constants of a run."""
 
-    steps: int = 450
+    #: Steps in all, and after how many of them the second phase begins: the learning rate rises
+    #: again, to half, subtle faults are shown more often, and lengths, then of people's answers
+    #: alone, weigh more.
+    steps: int = 650
+    first_steps: int = 450
     questions: int = 2
     learning_rate: float = 2e-4
     head_rate: float = 1e-3
@@ -74,6 +82,7 @@ class Settings:
     pairs_weight: float = 4.0
     preferences_weight: float = 1.5
     length_weight: float = 2.0
+    second_length_weight: float = 5.0
     segment_weight: float = 0.5
     #: Steps between saved states.
     saved_every: int = 50
@@ -102,6 +111,7 @@ class _Run:
     """What changes during a run, and is saved so that it can go on after a stop."""
 
     model: MiniModel
+    encoder: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     choose: Random
@@ -153,8 +163,7 @@ def finetune(
     """
     passages = {one.text: Passages(one) for one in questions}
     compared = [one for one in questions if one.pairs]
-    encoder = _trained_parameters(model)
-    run = _begin(model, encoder, settings)
+    run = _begin(model, settings)
     before = process_time()
     if saved.is_file():
         run.resume(saved)
@@ -163,11 +172,12 @@ def finetune(
     model.train()
     while run.step < settings.steps:
         chosen = run.choose.sample(compared, settings.questions)
-        batch = _batch(chosen, questions, passages, run.choose)
+        is_second = run.step >= settings.first_steps
+        batch = _batch(chosen, questions, passages, run.choose, is_second=is_second)
         losses = _losses(run, models, batch, settings)
         run.optimizer.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
-        torch.nn.utils.clip_grad_norm_(encoder, 1.0)
+        torch.nn.utils.clip_grad_norm_(run.encoder, 1.0)
         run.optimizer.step()
         run.schedule.step()
         run.step += 1
@@ -181,29 +191,36 @@ def finetune(
     return fit, run.seconds
 
 
-def _trained_parameters(model: MiniModel) -> list[torch.nn.Parameter]:
-    """Freeze the embeddings of words and positions; return the encoder's other parameters."""
+def _begin(model: MiniModel, settings: Settings) -> _Run:
+    """Freeze the embeddings of words and positions; those of types learn as fast as the heads."""
     embeddings = model.encoder.embeddings
     embeddings.word_embeddings.weight.requires_grad_(requires_grad=False)
     embeddings.position_embeddings.weight.requires_grad_(requires_grad=False)
-    return [one for one in model.encoder.parameters() if one.requires_grad]
-
-
-def _begin(model: MiniModel, encoder: list[torch.nn.Parameter], settings: Settings) -> _Run:
+    types = embeddings.token_type_embeddings.weight
+    encoder = [one for one in model.encoder.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(
         [
-            {"params": encoder, "lr": settings.learning_rate},
-            {"params": model.heads.parameters(), "lr": settings.head_rate},
+            {
+                "params": [one for one in encoder if one is not types],
+                "lr": settings.learning_rate,
+            },
+            {"params": [types, *model.heads.parameters()], "lr": settings.head_rate},
         ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, settings.steps)
-    )
-    return _Run(model, optimizer, schedule, Random(0), deque(maxlen=_REMEMBERED))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    return _Run(model, encoder, optimizer, schedule, Random(0), deque(maxlen=_REMEMBERED))
 
 
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 25) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
+def _rate(step: int, settings: Settings) -> float:
+    """Return the share of the learning rate: two half cosines, after a rise in the first steps."""
+    if step < settings.first_steps:
+        return min(1.0, (step + 1) / 25) * _cosine(step / settings.first_steps)
+    second = settings.steps - settings.first_steps
+    return 0.5 * _cosine((step - settings.first_steps) / second)
+
+
+def _cosine(done: float) -> float:
+    return max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _batch(
@@ -211,16 +228,24 @@ def _batch(
     questions: Sequence[Question],
     passages: Mapping[str, Passages],
     choose: Random,
+    *,
+    is_second: bool,
 ) -> _Batch:
     batch = _Batch()
     for question in chosen:
         other = choose.choice([one for one in questions if one is not question])
-        _add_question(batch, question, other, passages[question.text], choose)
+        _add_question(batch, question, other, passages[question.text], choose, is_second=is_second)
     return batch
 
 
 def _add_question(
-    batch: _Batch, question: Question, other: Question, own: Passages, choose: Random
+    batch: _Batch,
+    question: Question,
+    other: Question,
+    own: Passages,
+    choose: Random,
+    *,
+    is_second: bool,
 ) -> None:
     answers = [batch.add(question.prompt, answer) for answer in question.answers]
     batch.preferences += [(answers[one.better], answers[one.worse]) for one in question.pairs]
@@ -230,12 +255,15 @@ def _add_question(
         for text in (corrected, human)
         if text.strip()
     ]
-    batch.measured += [*answers, *(index for index, *_ in right)]
+    batch.measured += [*([] if is_second else answers), *(index for index, *_ in right)]
     if corrected.strip() not in ("", question.answers[0].strip()):
         batch.preferences.append((right[0][0], answers[0]))
     if rest := without_errors(question):
         batch.preferences.append((batch.add(question.prompt, rest), answers[0]))
-    for text in _some(short_answers(question, own), 2, choose):
+    denial = true_denial(choose.choice((human, corrected)), own, other, choose)
+    if denial is not None and choose.random() < 0.5:
+        right.append((batch.add(question.prompt, denial), question.prompt, denial))
+    for text in _some(short_answers(question, own), 4 - len(right), choose):
         prompt = question.prompt
         if choose.random() < 0.6:
             prompt = supported_prompt(own, f"{human} {text}", choose)
@@ -246,7 +274,7 @@ def _add_question(
     for kind, text in without.items():
         index = batch.add(question.prompt, text)
         batch.pairs[kind] += [(better, index) for better, *_ in right]
-    made = [_add_faults(batch, one, own, other, choose) for one in right[:-1]]
+    made = [_add_faults(batch, one, own, other, choose, is_second=is_second) for one in right[:-1]]
     for aspect, marked in marked_by_people(question).items():
         by_fault = [one[aspect] for one in made if aspect in one]
         batch.marked[aspect] += [marked, *choose.sample(by_fault, min(1, len(by_fault)))]
@@ -258,15 +286,21 @@ def _add_faults(
     own: Passages,
     other: Question,
     choose: Random,
+    *,
+    is_second: bool,
 ) -> dict[str, Marked]:
     """Add wrong versions of a right answer; return one of them for each aspect that has one."""
     better, prompt, text = right
     wrong = wrong_answers(
         text, own, other, choose, [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
     )
-    kinds = [kind for kind in _HARDEST if kind in wrong]
-    kinds += _some([kind for kind in _HARD if kind in wrong], 2, choose)
-    kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
+    if is_second:
+        kinds = [kind for kind in _SUBTLE if kind in wrong]
+        kinds += _some([kind for kind in wrong if kind not in _SUBTLE], 2, choose)
+    else:
+        kinds = [kind for kind in _HARDEST if kind in wrong]
+        kinds += _some([kind for kind in _HARD if kind in wrong], 2, choose)
+        kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
     marked: dict[str, Marked] = {}
     for kind in kinds:
         batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
@@ -288,11 +322,13 @@ def _losses(
     ]
     preferred = _differences(scores, batch.preferences)
     aspect = list(ASPECTS)[run.step % len(ASPECTS)]
+    is_second = run.step >= settings.first_steps
+    length_weight = settings.second_length_weight if is_second else settings.length_weight
     return {
         "pairs": settings.pairs_weight * torch.stack(kinds).mean(),
         "preferences": settings.preferences_weight
         * (softplus(-preferred) + settings.smoothing * preferred).mean(),
-        "length": settings.length_weight * _length_loss(run, batch, inputs, scores),
+        "length": length_weight * _length_loss(run, batch, inputs, scores),
         aspect: settings.segment_weight
         * _segment_loss(model, models[ASPECTS[aspect]], f"{aspect}_head", batch.marked[aspect]),
         "size": 0.001 * scores.square().mean(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import roc_auc_score
 
 from alarm_models.modeling.inputs import ModelInput
@@ -23,7 +23,7 @@ from checkpoint import MiniModel
 from data import Question
 from features import ASPECTS, Example, prepared
 
-__all__ = ["Fit", "learn_aspects", "learn_preferences"]
+__all__ = ["Fit", "decorrelate_lengths", "learn_aspects", "learn_preferences"]
 
 _NUM_FOLDS = 5
 
@@ -82,6 +82,34 @@ def learn_aspects(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:
         rows = [(states[id(features)], labels) for features, labels in marked]
         fits[aspect] = _fit(model, f"{aspect}_head", rows, _SEGMENTS)
     return fits
+
+
+def decorrelate_lengths(
+    model: MiniModel, rewards: RewardModel, questions: Sequence[Question]
+) -> None:
+    """Change the holistic head so that the scores of right answers do not depend on their lengths.
+
+    It loses the multiple of a linear regression of lengths on the states with which the
+    correlations of scores and lengths, over sampled and over people's answers, sum to 0.
+    """
+    groups = [
+        [Sample(one.prompt, text) for one in questions for text in texts(one) if text.strip()]
+        for texts in (lambda one: one.answers, lambda one: one.references)
+    ]
+    inputs = [prepared(rewards, samples) for samples in groups]
+    states = _states(model, [one for group in inputs for one in group])
+    values = [np.concatenate([states[id(one)] for one in group]) for group in inputs]
+    lengths = [np.array([len(one.completion_text) for one in samples]) for samples in groups]
+    regression = RidgeCV(np.logspace(-3, 3, 7)).fit(np.concatenate(values), np.concatenate(lengths))
+    weight = model.heads["holistic_head"].weight
+    own = regressed = 0.0
+    for rows, counts in zip(values, lengths, strict=True):
+        scores = rows @ weight[0].detach().numpy()
+        scale = scores.std() * counts.std()
+        own += np.cov(scores, counts)[0, 1] / scale
+        regressed += np.cov(rows @ regression.coef_, counts)[0, 1] / scale
+    with torch.no_grad():
+        weight[0] -= torch.tensor(own / regressed * regression.coef_, dtype=weight.dtype)
 
 
 @torch.inference_mode()

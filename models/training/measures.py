@@ -19,16 +19,20 @@ from wrong_answers import (
     HELD_OUT_KINDS,
     KINDS,
     Passages,
+    changed_words,
     short_answers,
     supported_prompt,
+    true_denial,
+    words_of,
     wrong_answers,
 )
 
 __all__ = ["FORMS", "Measure", "holistic_scores", "measure", "rankings", "scores_of"]
 
 #: Right answers of which wrong ones are made: the correction of a sampled answer by people, their
-#: own answer, and short answers with all passages or only the supporting sentences.
-FORMS = ("corrected", "own", "short")
+#: own answer, that where the passages have each word that the wrong answer changes, and short
+#: answers with all passages or only the supporting sentences.
+FORMS = ("corrected", "own", "own, in the passages", "short")
 
 #: Prompt and completion.
 _Text = tuple[str, str]
@@ -83,6 +87,9 @@ def measure(models: dict[str, RewardModel], questions: Sequence[Question]) -> di
             [_wins(row, one) for row, one in zip(lengths, questions, strict=True)], _share
         ),
         "holistic: corrected over original": _corrections(models["preference"], questions),
+        "holistic: true over false denials": _with_interval(
+            _denials(models["preference"], questions), _share
+        ),
         "holistic: r of length, sampled answers": _with_interval(
             [list(zip(*rows, strict=True)) for rows in zip(holistic, lengths, strict=True)],
             _correlation,
@@ -140,14 +147,37 @@ def _wrong_pairs(question: Question, other: Question) -> list[tuple[str, str, _T
     for index, text in enumerate(short_answers(question, own)):
         prompt = question.prompt if index % 2 else supported_prompt(own, f"{human} {text}", choose)
         right.append(("short", prompt, text))
-    return [
-        (kind, form, (prompt, text), (prompt, wrong))
-        for form, prompt, text in right
-        if text.strip()
-        for kind, wrong in wrong_answers(
-            text, own, other, choose, (*KINDS, *HELD_OUT_KINDS)
-        ).items()
+    found = []
+    for form, prompt, text in right:
+        if not text.strip():
+            continue
+        kinds = (*KINDS, *HELD_OUT_KINDS)
+        for kind, wrong in wrong_answers(text, own, other, choose, kinds).items():
+            found.append((kind, form, (prompt, text), (prompt, wrong)))
+            if form == "own" and changed_words(text, wrong) <= words_of(prompt):
+                found.append((kind, "own, in the passages", (prompt, text), (prompt, wrong)))
+    return found
+
+
+def _denials(model: RewardModel, questions: Sequence[Question]) -> list[list[float]]:
+    """Return by question how often a right answer with a true denial beats one that is negated."""
+    pairs = []
+    for index, question in enumerate(questions):
+        choose, own, other = Random(question.text), Passages(question), questions[index - 1]
+        for text in question.references:
+            right = true_denial(text, own, other, choose)
+            wrong = wrong_answers(text, own, other, choose, ["negated"]).get("negated")
+            if right is not None and wrong is not None:
+                pairs.append(
+                    (index, Sample(question.prompt, right), Sample(question.prompt, wrong))
+                )
+    values = [
+        score.value for score in scores_of(model, [one for _, *both in pairs for one in both])
     ]
+    wins: list[list[float]] = [[] for _ in questions]
+    for (index, *_), right, wrong in zip(pairs, values[::2], values[1::2], strict=True):
+        wins[index].append(_win(right, wrong))
+    return [row for row in wins if row]
 
 
 def _corrections(model: RewardModel, questions: Sequence[Question]) -> Measure:

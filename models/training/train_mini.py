@@ -25,7 +25,7 @@ from checkpoint import MiniModel, start, write
 from data import is_held_out, load_questions
 from features import ASPECTS, Example, examples, load_models
 from finetuning import Settings, finetune
-from learning import learn_aspects
+from learning import decorrelate_lengths, learn_aspects
 from measures import holistic_scores, measure, rankings
 
 
@@ -54,6 +54,7 @@ def main() -> None:
         model, load_models(), train, Settings(steps=options.steps), options.state
     )
     started = process_time() - seconds
+    decorrelate_lengths(model, load_models()["preference"], train)
     write(model, folder)
     prepared = examples(train, load_models())
     fits = {"preference, before": before, **learn_aspects(model, prepared)}

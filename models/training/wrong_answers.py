@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import SequenceMatcher
 from functools import cached_property
 from random import Random
 
@@ -19,9 +20,12 @@ __all__ = [
     "KINDS",
     "WITHOUT_ANSWER",
     "Passages",
+    "changed_words",
     "short_answers",
     "supported_prompt",
     "texts_of_sentences",
+    "true_denial",
+    "words_of",
     "wrong_answers",
 ]
 
@@ -133,9 +137,9 @@ def names(text: str) -> list[str]:
 
 def supported_prompt(passages: Passages, answer: str, choose: Random) -> str:
     """Return a prompt with only the few sentences of the passages that support an answer."""
-    wanted = _words(answer) - _words(passages.question)
+    wanted = words_of(answer) - words_of(passages.question)
     every = passages.sentences
-    best = sorted(range(len(every)), key=lambda index: -len(wanted & _words(every[index])))
+    best = sorted(range(len(every)), key=lambda index: -len(wanted & words_of(every[index])))
     kept = sorted(best[: choose.randrange(1, 5)])
     context = " ".join(every[index] for index in kept)
     return f"question: {passages.question} context: {context}"
@@ -157,6 +161,23 @@ def short_answers(question: Question, passages: Passages) -> list[str]:
     elif asked.startswith("how many"):
         found += [f"{number}." for number in _NUMBER.findall(first[1])[:1]]
     return list(dict.fromkeys(found))
+
+
+def true_denial(right: str, own: Passages, other: Question, choose: Random) -> str | None:
+    """Return a right answer that also denies something wrong, if the text allows it.
+
+    Its first sentence comes before it, negated and with a name that does not belong there, such as
+    "Emma was not written by Charles Dickens. Emma was written by Jane Austen."; or only "No," does.
+    """
+    parts = texts_of_sentences(right)
+    if not parts:
+        return None
+    if choose.random() < 0.25:
+        return f"No, {right}"
+    pool = choose.choice((own, Passages(other))).names
+    denied = _negated(parts[0], choose)
+    denied = denied and _with_other_name(denied, pool, choose)
+    return denied and f"{denied} {right}"
 
 
 def wrong_answers(
@@ -184,8 +205,16 @@ def wrong_answers(
     }
 
 
-def _words(text: str) -> set[str]:
+def words_of(text: str) -> set[str]:
+    """Return the words of a text, in lower case."""
     return set(re.findall(r"\w+", text.casefold()))
+
+
+def changed_words(right: str, wrong: str) -> set[str]:
+    """Return the words of a right answer that a wrong one does not have at their place."""
+    first, second = (re.findall(r"\w+", text.casefold()) for text in (right, wrong))
+    changes = SequenceMatcher(None, first, second, autojunk=False).get_opcodes()
+    return {word for tag, at, end, *_ in changes if tag != "equal" for word in first[at:end]}
 
 
 def _replaced(text: str, new_of: Mapping[str, str]) -> str:

@@ -1,6 +1,8 @@
+from typing import NamedTuple
+
 import pytest
 
-from alarm_models.preprocessing.segmentation import copied_words, word_types
+from alarm_models.preprocessing.segmentation import SUPPORT_TYPES, copied_words, word_types
 from alarm_models.types import Span
 
 
@@ -34,43 +36,92 @@ def test_copied_words_with_empty_text_finds_none() -> None:
 
 PASSAGES = "Emma was written by Jane Austen. Oliver Twist was written by Charles Dickens."
 
+#: Token type 1 with ``marking="support"``.
+REPEATED = 1
 
-def types(completion: str) -> dict[str, int]:
-    return {
-        completion[start:end]: kind
-        for start, end, kind in word_types(PASSAGES, completion, "support")
-    }
+
+class Kind(NamedTuple):
+    """The factors of a token type."""
+
+    form: str
+    is_name: bool
+    level: int
+    joined: int
+
+
+def types(completion: str, prompt: str = PASSAGES) -> dict[str, Kind]:
+    """Return the factors of the type of each word that has one; none may be repeated."""
+    found = {}
+    for start, end, kind in word_types(prompt, completion, "support"):
+        assert kind > REPEATED
+        rest, joined = divmod(kind - 1, 3)
+        rest, level = divmod(rest, 6)
+        form, is_name = divmod(rest, 2)
+        found[completion[start:end]] = Kind(
+            ("other", "copied", "altered")[form], bool(is_name), level, joined
+        )
+    return found
 
 
 def test_word_types_of_a_right_name_and_a_name_from_another_sentence_differ() -> None:
-    assert types("Austen wrote Emma.") == {"Austen": 2, "Emma": 2}
-    assert types("The author of Emma is called Jane, or Charles.") == {
-        "Emma": 2, "Jane": 2, "Charles": 6,
-    }  # fmt: skip
+    found = types("The author of Emma is called Jane, or Charles.")
+    assert found == {
+        "Emma": Kind("other", True, 4, 0),
+        "Jane": Kind("other", True, 4, 0),
+        "Charles": Kind("other", True, 1, 0),
+    }
+
+
+def test_word_types_level_compares_a_sentence_with_the_one_that_shares_most() -> None:
+    # The rest, "won", "the", "cup" and "in", is in the first sentence; the second has two of these.
+    prompt = "Ann won the cup in Rome. Bob lost the cup. Cid slept."
+    found = {
+        name: types(f"{name} won the cup in Rome.", prompt)[name].level
+        for name in ("Ann", "Bob", "Cid", "Dan")
+    }
+    assert found["Ann"] == 5
+    assert found["Ann"] > found["Bob"] > found["Cid"] > found["Dan"] == 0
+
+
+def test_word_types_level_counts_a_part_of_the_sentences_beside() -> None:
+    prompt = "Ann won a cup. That was in Ulm. Bob slept. Cid sat. That was in Bonn."
+    found = types("That Ann won a cup was in Ulm, or in Bonn.", prompt)
+    assert found["Ulm"].level > found["Bonn"].level
+
+
+def test_word_types_joined_counts_the_neighbors_that_the_prompt_has_too() -> None:
+    found = types("It was written by Charles Austen, they say.")
+    assert [found[word].joined for word in ("was", "written", "by", "Charles", "Austen")] == [
+        1, 2, 2, 1, 1,
+    ]  # fmt: skip
 
 
 def test_word_types_of_each_sentence_have_a_supporting_sentence_of_their_own() -> None:
-    assert types("Jane, Emma. Charles: Oliver.") == {
-        "Jane": 2, "Emma": 2, "Charles": 2, "Oliver": 2,
-    }  # fmt: skip
+    found = types("It is by Jane, on Emma. This is by Charles, on Oliver.")
+    assert {one.level for word, one in found.items() if one.is_name} == {5}
 
 
 def test_word_types_of_a_name_count_as_one_word_in_the_choice_of_the_sentence() -> None:
     prompt = "The song was sung by Ann Lee. Bob Cole Porter wrote it."
-    found = word_types(prompt, "A song by Porter, Bob Cole.", "support")
-    assert [kind for *_, kind in found] == [2, 2, 6, 6, 6]
+    found = types("A song by Porter, Bob Cole.", prompt)
+    assert found["song"].level > found["Porter"].level
 
 
-def test_word_types_of_copied_words_are_one_and_of_unknown_words_zero() -> None:
-    assert types("Emma was written by a sister of the brontes of haworth") == {
-        "Emma": 1, "was": 1, "written": 1, "by": 1,
-    }  # fmt: skip
+def test_word_types_of_copied_words_and_of_unknown_words() -> None:
+    found = types("Emma was written by a sister of the brontes of haworth")
+    assert list(found) == ["Emma", "was", "written", "by"]
+    assert {one.form for one in found.values()} == {"copied"}
 
 
-def test_word_types_of_unsupported_names_and_numbers_are_six_and_new_ones_seven() -> None:
-    assert types("We know of Emma that Dickens read it in 1847.") == {
-        "Emma": 2, "Dickens": 6, "1847": 7,
-    }  # fmt: skip
+def test_word_types_of_new_names_and_numbers_have_level_zero() -> None:
+    found = types("We know of Emma that Dickens read it in 1847.")
+    assert found["1847"] == Kind("other", True, 0, 0)
+    assert found["Dickens"].level == 1
+
+
+def test_word_types_of_a_word_in_very_many_sentences_agree_with_all() -> None:
+    prompt = " ".join(f"Item{at} is red." for at in range(70))
+    assert types("Nobody said is.", prompt)["is"].level == 5
 
 
 def test_word_types_without_support_are_those_of_copied_words() -> None:
@@ -78,9 +129,17 @@ def test_word_types_without_support_are_those_of_copied_words() -> None:
     assert word_types(PASSAGES, text, True) == ((0, 4, 1), (5, 8, 1), (9, 16, 1), (17, 19, 1))
 
 
-def test_word_types_of_four_repeated_words_in_a_row_are_four() -> None:
-    assert [kind for *_, kind in word_types("x", "a b c d a b c d a b c", "support")] == [4] * 7
+def test_word_types_of_four_repeated_words_in_a_row_are_one() -> None:
+    found = word_types("x", "a b c d a b c d a b c", "support")
+    assert [kind for *_, kind in found] == [REPEATED] * 7
     assert word_types("x", "a b c a b c", "support") == ()
+
+
+def test_word_types_are_below_their_number() -> None:
+    # "Ann", between words that are beside it in another sentence too, replaces "Bob".
+    prompt = "We saw Bob sing here today. They saw Ann sing."
+    found = word_types(prompt, "We saw Ann sing here today.", "support")
+    assert max(kind for *_, kind in found) < SUPPORT_TYPES
 
 
 @pytest.mark.parametrize(
@@ -95,16 +154,16 @@ def test_word_types_of_four_repeated_words_in_a_row_are_four() -> None:
         ("Nobody knows.", []),
     ],
 )
-def test_word_types_of_words_that_replace_others_are_five(
+def test_word_types_of_words_that_replace_others_are_altered(
     completion: str, altered: list[str]
 ) -> None:
-    assert [word for word, kind in types(completion).items() if kind == 5] == altered
+    found = types(completion)
+    assert [word for word, one in found.items() if one.form == "altered"] == altered
 
 
-def test_word_types_of_a_name_copied_from_another_sentence_are_five() -> None:
+def test_word_types_of_a_name_copied_from_another_sentence_are_altered() -> None:
     prompt = "Emma was written by Jane Austen. Sir Walter Scott praised it."
-    completion = "Emma was written by Sir Walter Scott."
-    found = word_types(prompt, completion, "support")
-    assert [completion[start:end] for start, end, kind in found if kind == 5] == [
+    found = types("Emma was written by Sir Walter Scott.", prompt)
+    assert [word for word, one in found.items() if one.form == "altered"] == [
         "Sir", "Walter", "Scott",
     ]  # fmt: skip

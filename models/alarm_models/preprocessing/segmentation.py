@@ -20,6 +20,7 @@ from alarm_models.types import Sample, Span
 
 __all__ = [
     "SEGMENTERS",
+    "SUPPORT_TYPES",
     "SegmentedIds",
     "SegmentedText",
     "copied_words",
@@ -192,6 +193,9 @@ _ROW = 3
 
 _WORD_CHARACTERS = re.compile(r"\w+")
 
+#: Longer texts are not cached: they are compared anew for each model.
+_MAX_CACHED_CHARS = 50_000
+
 
 def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     """Find the words that also occur in the prompt, within the same three consecutive words.
@@ -199,8 +203,7 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     Case and punctuation are ignored. A grounded answer copies most of its words from the prompt;
     invented parts are not copied.
     """
-    said = [word.casefold() for word in _WORD_CHARACTERS.findall(prompt)]
-    rows = {tuple(said[at : at + _ROW]) for at in range(len(said) - _ROW + 1)}
+    rows = (_cached_rows if len(prompt) <= _MAX_CACHED_CHARS else _rows_of)(prompt)
     words = [Span(*match.span()) for match in _WORD_CHARACTERS.finditer(completion)]
     texts = [completion[word.start : word.end].casefold() for word in words]
     copied: set[int] = set()
@@ -210,21 +213,36 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     return tuple(words[index] for index in sorted(copied))
 
 
-#: Token types of a completion's words by `word_types`; other words have type 0.
-_COPIED, _SUPPORTED, _ELSEWHERE, _REPEATED, _ALTERED, _OTHER_NAME, _NEW_NAME = range(1, 8)
+def _rows_of(prompt: str) -> frozenset[tuple[str, ...]]:
+    words = [word.casefold() for word in _WORD_CHARACTERS.findall(prompt)]
+    return frozenset(tuple(words[at : at + _ROW]) for at in range(len(words) - _ROW + 1))
 
-#: A word that occurs in more sentences does not tell which of them supports another; this bounds
-#: the cost of a word.
+
+#: Groups have one prompt, and several models read it.
+_cached_rows = lru_cache(maxsize=8)(_rows_of)
+
+
+#: The token type of copied words, and that of repeated words with ``marking="support"``.
+_COPIED, _REPEATED = 1, 1
+
+#: Number of token types with ``marking="support"``.
+SUPPORT_TYPES = 109
+
+#: A word that occurs in more sentences does not tell which of them supports another, and agrees
+#: with all; this bounds the cost of a word.
 _MAX_PLACES = 64
 
 #: Most words in a row that are altered; longer rows are new text, or copied from elsewhere.
 _MAX_ALTERED, _MAX_COPIED_ALTERED = 4, 3
 
+#: A word agrees with the prompt on one more level from each of these shares on.
+_LEVELS = (0.35, 0.6, 0.8, 0.999)
+
+#: How much a sentence's neighbors count, beside the sentence itself.
+_NEIGHBOR = 0.3
+
 #: Number of consecutive words that must occur earlier in the completion to be a repetition.
 _REPEATED_ROW = 4
-
-#: Longer prompts are indexed anew for each completion.
-_MAX_CACHED_CHARS = 50_000
 
 #: Words that negate; of contractions such as "didn't", what precedes the apostrophe.
 _NEGATIONS = frozenset(
@@ -251,43 +269,49 @@ def word_types(
 ) -> tuple[TypedSpan, ...]:
     """Return the words of a completion that have a token type other than 0, in order.
 
-    Words that `copied_words` finds have type 1. With ``marking="support"``, words are also compared
-    with the sentence of the prompt that shares most with theirs: those that it has are of type 2,
-    those that only other sentences have of type 3. Three types precede these: 4 for words that the
-    completion repeats, four in a row; 5 for a few words that replace words of that sentence, stand
-    between them, or negate it; and, for names and numbers that it does not have, 6 if another
-    sentence has them and 7 if none does. So a right name and a name from another sentence differ.
+    Words that `copied_words` finds have type 1. With ``marking="support"``, type 1 is for words
+    that the completion repeats, four in a row, and the type of any other is
+    ``1 + joined + 3 * level + 18 * is_name + 36 * form``, or 0 where that is 1:
+
+    - ``form``: 1 for copied words; 2 for a few words that replace words of the sentence of the
+      prompt that shares most with theirs, stand between them, or negate it; 0 otherwise.
+    - ``is_name``: 1 for names and numbers. The words of a name are taken together.
+    - ``level``: 0 for words that the prompt does not have, otherwise 1 to 5, by how much the
+      sentences that have the word share with the rest of its sentence, compared with the sentence
+      that shares most. So a right name and a name from another sentence differ.
+    - ``joined``: how many of the two words beside it, 0 to 2, are beside it in the prompt too.
     """
-    copied = copied_words(prompt, completion)
     if marking != "support":
-        return tuple(TypedSpan(*span, _COPIED) for span in copied)
+        return tuple(TypedSpan(*span, _COPIED) for span in copied_words(prompt, completion))
+    is_short = len(prompt) + len(completion) <= _MAX_CACHED_CHARS
+    return (_cached_support if is_short else _support_types)(prompt, completion)
+
+
+def _support_types(prompt: str, completion: str) -> tuple[TypedSpan, ...]:
     index = _cached_index(prompt) if len(prompt) <= _MAX_CACHED_CHARS else _SentenceIndex(prompt)
-    copied_at = {span.start for span in copied}
+    copied_at = {span.start for span in copied_words(prompt, completion)}
     repeated_at = _repeated_words(completion)
     found: list[TypedSpan] = []
     for sentence in sentences(completion):
         check_cancelled()
         words = _words_of(completion, sentence)
-        support = index.supporting(words)
-        altered = _altered_words(words, support, copied_at)
-        supported = frozenset(support)
-        for at, word in enumerate(words):
+        shares = index.shares(words)
+        altered = _altered_words(words, index.supporting(shares), copied_at)
+        for at, (word, (level, joined)) in enumerate(
+            zip(words, index.agreement(words, shares), strict=True)
+        ):
+            form = 2 if at in altered else int(word.start in copied_at)
+            kind = 1 + joined + 3 * level + 18 * word.is_name + 36 * form
             if word.start in repeated_at:
                 kind = _REPEATED
-            elif at in altered:
-                kind = _ALTERED
-            elif word.start in copied_at:
-                kind = _COPIED
-            elif word.text in supported:
-                kind = _SUPPORTED
-            elif word.text in index:
-                kind = _OTHER_NAME if word.is_name else _ELSEWHERE
-            elif word.is_name:
-                kind = _NEW_NAME
-            else:
+            elif kind == 1:
                 continue
             found.append(TypedSpan(word.start, word.end, kind))
     return tuple(found)
+
+
+#: Several models read a sample.
+_cached_support = lru_cache(maxsize=64)(_support_types)
 
 
 def _words_of(text: str, sentence: Span) -> list[_Word]:
@@ -363,11 +387,8 @@ class _SentenceIndex:
             for pair in dict.fromkeys(pairwise(words)):
                 self._places_of_pairs[pair].append(place)
 
-    def __contains__(self, word: str) -> bool:
-        return word in self._places
-
-    def supporting(self, words: Sequence[_Word]) -> Sequence[str]:
-        """Return the words of the sentence that shares most with ``words``; none if none does.
+    def shares(self, words: Sequence[_Word]) -> dict[int, float]:
+        """Return how much each sentence shares with ``words``, if anything.
 
         A word counts the logarithm of its inverse document frequency among the prompt's sentences,
         and nothing if it occurs in more than 64. The words of a name count as one, and two shared
@@ -376,30 +397,121 @@ class _SentenceIndex:
         """
         shared: dict[int, float] = defaultdict(float)
         for text, weight in _weights(words).items():
-            places = self._places.get(text, ())
-            for place in places if len(places) <= _MAX_PLACES else ():
-                shared[place] += weight * math.log(1 + len(self._sentences) / len(places))
+            share = weight * self._rarity(text)
+            for place in self._telling(text):
+                shared[place] += share
         pairs = ((a.text, b.text) for a, b in pairwise(words) if not (a.is_name and b.is_name))
         for pair in dict.fromkeys(pairs):
-            places = self._places_of_pairs.get(pair, ())
-            for place in places if len(places) <= _MAX_PLACES else ():
+            for place in self._telling_pair(pair):
                 shared[place] += 1.0
-        if not shared:
+        return shared
+
+    def supporting(self, shares: Mapping[int, float]) -> Sequence[str]:
+        """Return the words of the sentence that shares most; none if none does."""
+        if not shares:
             return ()
-        return self._sentences[max(shared, key=lambda place: (shared[place], -place))]
+        return self._sentences[max(shares, key=lambda place: (shares[place], -place))]
+
+    def agreement(
+        self, words: Sequence[_Word], shares: Mapping[int, float]
+    ) -> Iterator[tuple[int, int]]:
+        """Return level and number of joined neighbors of each word, as in `word_types`.
+
+        A sentence's share includes some of its neighbors', for what it says may be spread over
+        them; the share of the word itself, and of the pairs that it is in, is left out.
+        """
+        near: dict[int, float] = defaultdict(float, shares)
+        for place, share in shares.items():
+            for beside in (place - 1, place + 1):
+                if 0 <= beside < len(self._sentences):
+                    near[beside] += _NEIGHBOR * share
+        descending = sorted(near, key=near.__getitem__, reverse=True)
+        at = 0
+        for row in _rows(words):
+            first, last = at, at + len(row) - 1
+            at = last + 1
+            pairs = [
+                (words[one].text, words[one + 1].text)
+                for one in (first - 1, last)
+                if one >= 0 and one + 1 < len(words)
+            ]
+            joined = sum(pair in self._places_of_pairs for pair in pairs)
+            own = self._own_share(row, pairs)
+            level = self._level(row, own, near, descending)
+            for word in row:
+                yield (level if word.text in self._places else 0), joined
+
+    def _own_share(
+        self, row: Sequence[_Word], pairs: Sequence[tuple[str, str]]
+    ) -> Mapping[int, float]:
+        """Return the part of the shares that comes from a row of words and pairs beside it."""
+        own: dict[int, float] = defaultdict(float)
+        for text in {word.text for word in row}:
+            share = self._rarity(text) / len(row)
+            for place in self._telling(text):
+                own[place] += share
+        for pair in pairs:
+            for place in self._telling_pair(pair):
+                own[place] += 1.0
+        return own
+
+    def _level(
+        self,
+        row: Sequence[_Word],
+        own: Mapping[int, float],
+        near: Mapping[int, float],
+        descending: Sequence[int],
+    ) -> int:
+        """Return the level of a row of words by the sentences that have its rarest word."""
+        known = [self._places[word.text] for word in row if word.text in self._places]
+        if not known:
+            return 0
+        most = 0.0
+        for place in descending:
+            if near[place] <= most:
+                break
+            most = max(most, near[place] - own.get(place, 0.0))
+        rarest = min(known, key=len)
+        if len(rarest) > _MAX_PLACES:
+            return 1 + len(_LEVELS)
+        if most <= 0:
+            return 1
+        best = max(near.get(place, 0.0) - own.get(place, 0.0) for place in rarest)
+        return 1 + sum(best >= level * most for level in _LEVELS)
+
+    def _rarity(self, word: str) -> float:
+        """Return the logarithm of a word's inverse document frequency; 0 for unknown words."""
+        places = self._places.get(word, ())
+        return math.log(1 + len(self._sentences) / len(places)) if places else 0.0
+
+    def _telling(self, word: str) -> Sequence[int]:
+        places = self._places.get(word, ())
+        return places if len(places) <= _MAX_PLACES else ()
+
+    def _telling_pair(self, pair: tuple[str, str]) -> Sequence[int]:
+        places = self._places_of_pairs.get(pair, ())
+        return places if len(places) <= _MAX_PLACES else ()
 
 
 #: Groups have one prompt, and several models read it.
 _cached_index = lru_cache(maxsize=8)(_SentenceIndex)
 
 
+def _rows(words: Sequence[_Word]) -> Iterator[Sequence[_Word]]:
+    """Return the words of each name together, and any other word alone, in order."""
+    for is_name, group in groupby(words, key=lambda word: word.is_name):
+        if is_name:
+            yield list(group)
+        else:
+            yield from ([word] for word in group)
+
+
 def _weights(words: Sequence[_Word]) -> dict[str, float]:
     """Return the share of each word in its name; 1 for words that are in none."""
     weights: dict[str, float] = {}
-    for is_name, group in groupby(words, key=lambda word: word.is_name):
-        row = list(group)
+    for row in _rows(words):
         for word in row:
-            weights[word.text] = max(weights.get(word.text, 0), 1 / len(row) if is_name else 1.0)
+            weights[word.text] = max(weights.get(word.text, 0), 1 / len(row))
     return weights
 
 

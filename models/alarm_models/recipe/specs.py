@@ -293,9 +293,8 @@ class NeuralSpec(Spec):
     )
     mark_copied: bool | Literal["support"] = Field(
         default=False,
-        description="set token type 1 for words copied from the prompt; `support` also sets 2 for "
-        "words of the prompt's sentence that shares most with theirs, 3 for its other words, 4 "
-        "for repeated and 5 for altered words, and 6 or 7 for other names and numbers",
+        description="set token type 1 for words copied from the prompt; `support` sets types 0 to "
+        "108 by how much the prompt supports each word",
     )
     trust_remote_code: bool = False
     revision: _Name = Field(default=None, description="branch, tag or commit of a hub id")

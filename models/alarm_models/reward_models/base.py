@@ -17,6 +17,7 @@ from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
 from alarm_models.modeling.network import MODEL_INIT_LOCK, HeadedNetwork, Network
 from alarm_models.preprocessing.read_text import ReadSample, ReadText
+from alarm_models.preprocessing.segmentation import SUPPORT_TYPES
 from alarm_models.preprocessing.shown_sample import SampleView, ViewRules
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import Truncation
@@ -314,7 +315,7 @@ def require_finite(values: Sequence[float]) -> None:
 
 def require_token_types(spec: NeuralSpec, network: Network) -> None:
     """Raise `CheckpointError` unless the network has the token types of ``mark_copied``."""
-    wanted = {False: 0, True: 2, "support": 8}[spec.mark_copied]
+    wanted = {False: 0, True: 2, "support": SUPPORT_TYPES}[spec.mark_copied]
     found = getattr(network.config, "type_vocab_size", None) or 0
     if found < wanted:
         value = '"support"' if spec.mark_copied == "support" else "true"
