@@ -135,7 +135,8 @@ async def test_golden_check_other_precision_has_a_larger_tolerance(tmp_path: Pat
     shutil.copytree(MINI / "mini", tmp_path / "mini")
     shutil.copy(MINI / "mini.toml", tmp_path)
     with line_changed(tmp_path / "mini" / "parity", 1) as line:
-        line["scores"]["preference"]["score"] += 0.2
+        score = line["scores"]["preference"]["score"]
+        line["scores"]["preference"]["score"] = score + 0.1 * max(1.0, abs(score))
     failure = await failure_of(tmp_path / "mini.toml", *halved)
     assert failure is not None
     assert "sample 1 (grounded), model 'preference'" in failure
