@@ -203,23 +203,23 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     Case and punctuation are ignored. A grounded answer copies most of its words from the prompt;
     invented parts are not copied.
     """
-    rows = (_cached_rows if len(prompt) <= _MAX_CACHED_CHARS else _rows_of)(prompt)
+    triples = (_cached_triples if len(prompt) <= _MAX_CACHED_CHARS else _triples)(prompt)
     words = [Span(*match.span()) for match in _WORD_CHARACTERS.finditer(completion)]
     texts = [completion[word.start : word.end].casefold() for word in words]
     copied: set[int] = set()
     for at in range(len(words) - _ROW + 1):
-        if tuple(texts[at : at + _ROW]) in rows:
+        if tuple(texts[at : at + _ROW]) in triples:
             copied.update(range(at, at + _ROW))
     return tuple(words[index] for index in sorted(copied))
 
 
-def _rows_of(prompt: str) -> frozenset[tuple[str, ...]]:
+def _triples(prompt: str) -> frozenset[tuple[str, ...]]:
     words = [word.casefold() for word in _WORD_CHARACTERS.findall(prompt)]
     return frozenset(tuple(words[at : at + _ROW]) for at in range(len(words) - _ROW + 1))
 
 
 #: Groups have one prompt, and several models read it.
-_cached_rows = lru_cache(maxsize=8)(_rows_of)
+_cached_triples = lru_cache(maxsize=8)(_triples)
 
 
 #: The token type of copied words, and that of repeated words with ``marking="support"``.
@@ -427,7 +427,7 @@ class _SentenceIndex:
                     near[beside] += _NEIGHBOR * share
         descending = sorted(near, key=near.__getitem__, reverse=True)
         at = 0
-        for row in _rows(words):
+        for row in _names_and_words(words):
             first, last = at, at + len(row) - 1
             at = last + 1
             pairs = [
@@ -497,7 +497,7 @@ class _SentenceIndex:
 _cached_index = lru_cache(maxsize=8)(_SentenceIndex)
 
 
-def _rows(words: Sequence[_Word]) -> Iterator[Sequence[_Word]]:
+def _names_and_words(words: Sequence[_Word]) -> Iterator[Sequence[_Word]]:
     """Return the words of each name together, and any other word alone, in order."""
     for is_name, group in groupby(words, key=lambda word: word.is_name):
         if is_name:
@@ -509,7 +509,7 @@ def _rows(words: Sequence[_Word]) -> Iterator[Sequence[_Word]]:
 def _weights(words: Sequence[_Word]) -> dict[str, float]:
     """Return the share of each word in its name; 1 for words that are in none."""
     weights: dict[str, float] = {}
-    for row in _rows(words):
+    for row in _names_and_words(words):
         for word in row:
             weights[word.text] = max(weights.get(word.text, 0), 1 / len(row))
     return weights
