@@ -1,7 +1,8 @@
 """Heads of `mini` that are logistic regressions on the states of the encoder as it is.
 
 The holistic head is one before fine-tuning, so that the encoder starts from what people prefer; the
-heads of the aspects are fitted after it. All inputs are prepared as the server does.
+heads of the aspects are fitted after it, when what correlates with lengths has been taken out of
+the holistic head. All inputs are prepared as the server does.
 Regularization is chosen by cross-validation over the questions.
 """
 
@@ -87,10 +88,10 @@ def learn_aspects(model: MiniModel, data: Sequence[Example]) -> dict[str, Fit]:
 def decorrelate_lengths(
     model: MiniModel, rewards: RewardModel, questions: Sequence[Question]
 ) -> None:
-    """Change the holistic head so that the scores of right answers do not depend on their lengths.
+    """Change the holistic head so that its scores do not depend on the lengths of answers.
 
-    It loses the multiple of a linear regression of lengths on the states with which the
-    correlations of scores and lengths, over sampled and over people's answers, sum to 0.
+    Subtract a linear regression of lengths on the states, as often as makes the correlations of
+    scores and lengths, one over sampled and one over people's answers, sum to 0.
     """
     groups = [
         [Sample(one.prompt, text) for one in questions for text in texts(one) if text.strip()]

@@ -33,7 +33,6 @@ def main() -> None:
     """Train, write, measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Settings().steps, help="of fine-tuning")
     parser.add_argument(
         "--state",
         type=Path,
@@ -50,9 +49,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = start(folder)
-    before, seconds = finetune(
-        model, load_models(), train, Settings(steps=options.steps), options.state
-    )
+    settings = Settings()
+    before, seconds = finetune(model, load_models(), train, settings, options.state)
     started = process_time() - seconds
     decorrelate_lengths(model, load_models()["preference"], train)
     write(model, folder)
@@ -70,7 +68,7 @@ def main() -> None:
         folder / "README.md",
         Run(
             model.encoder.config.num_hidden_layers,
-            options.steps,
+            settings.steps,
             minutes,
             len(train),
             len(held_out),

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sentencex import get_sentence_boundaries
 
@@ -193,8 +193,28 @@ _ROW = 3
 
 _WORD_CHARACTERS = re.compile(r"\w+")
 
-#: Longer texts are not cached: they are compared anew for each model.
+#: For longer texts nothing is cached.
 _MAX_CACHED_CHARS = 50_000
+
+_T = TypeVar("_T")
+
+
+def _cached(number: int) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
+    """Cache the last results of a function of texts that are not long.
+
+    Groups have one prompt, and several models read a sample.
+    """
+
+    def decorate(function: Callable[..., _T]) -> Callable[..., _T]:
+        cached = lru_cache(maxsize=number)(function)
+
+        def call(*texts: str) -> _T:
+            is_short = sum(map(len, texts)) <= _MAX_CACHED_CHARS
+            return cached(*texts) if is_short else function(*texts)
+
+        return call
+
+    return decorate
 
 
 def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
@@ -203,7 +223,7 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     Case and punctuation are ignored. A grounded answer copies most of its words from the prompt;
     invented parts are not copied.
     """
-    triples = (_cached_triples if len(prompt) <= _MAX_CACHED_CHARS else _triples)(prompt)
+    triples = _triples(prompt)
     words = [Span(*match.span()) for match in _WORD_CHARACTERS.finditer(completion)]
     texts = [completion[word.start : word.end].casefold() for word in words]
     copied: set[int] = set()
@@ -213,20 +233,18 @@ def copied_words(prompt: str, completion: str) -> tuple[Span, ...]:
     return tuple(words[index] for index in sorted(copied))
 
 
+@_cached(8)
 def _triples(prompt: str) -> frozenset[tuple[str, ...]]:
     words = [word.casefold() for word in _WORD_CHARACTERS.findall(prompt)]
     return frozenset(tuple(words[at : at + _ROW]) for at in range(len(words) - _ROW + 1))
 
 
-#: Groups have one prompt, and several models read it.
-_cached_triples = lru_cache(maxsize=8)(_triples)
-
-
 #: The token type of copied words, and that of repeated words with ``marking="support"``.
 _COPIED, _REPEATED = 1, 1
 
-#: Number of token types with ``marking="support"``.
-SUPPORT_TYPES = 109
+#: Number of token types with ``marking="support"``: each ``form``, ``is_name``, ``level`` and
+#: ``joined`` of `word_types`, and 0.
+SUPPORT_TYPES = 3 * 2 * 6 * 3 + 1
 
 #: A word that occurs in more sentences does not tell which of them supports another, and agrees
 #: with all; this bounds the cost of a word.
@@ -283,12 +301,12 @@ def word_types(
     """
     if marking != "support":
         return tuple(TypedSpan(*span, _COPIED) for span in copied_words(prompt, completion))
-    is_short = len(prompt) + len(completion) <= _MAX_CACHED_CHARS
-    return (_cached_support if is_short else _support_types)(prompt, completion)
+    return _support_types(prompt, completion)
 
 
+@_cached(64)
 def _support_types(prompt: str, completion: str) -> tuple[TypedSpan, ...]:
-    index = _cached_index(prompt) if len(prompt) <= _MAX_CACHED_CHARS else _SentenceIndex(prompt)
+    index = _index_of(prompt)
     copied_at = {span.start for span in copied_words(prompt, completion)}
     repeated_at = _repeated_words(completion)
     found: list[TypedSpan] = []
@@ -308,10 +326,6 @@ def _support_types(prompt: str, completion: str) -> tuple[TypedSpan, ...]:
                 continue
             found.append(TypedSpan(word.start, word.end, kind))
     return tuple(found)
-
-
-#: Several models read a sample.
-_cached_support = lru_cache(maxsize=64)(_support_types)
 
 
 def _words_of(text: str, sentence: Span) -> list[_Word]:
@@ -493,8 +507,7 @@ class _SentenceIndex:
         return places if len(places) <= _MAX_PLACES else ()
 
 
-#: Groups have one prompt, and several models read it.
-_cached_index = lru_cache(maxsize=8)(_SentenceIndex)
+_index_of = _cached(8)(_SentenceIndex)
 
 
 def _names_and_words(words: Sequence[_Word]) -> Iterator[Sequence[_Word]]:
