@@ -55,7 +55,9 @@ class PackedBackbone:
         self._model: Any = model
         self._share = share
         self._lengths = lengths or Lengths()
-        self._prefix_caches = PrefixCaches(prefix_cache_bytes if share else 0, self._lengths)
+        self._prefix_caches = PrefixCaches(
+            prefix_cache_bytes if share else 0, self._lengths, pooled=model.device.type == "cpu"
+        )
         self._longformer: PackedLongformer | None = None
         if isinstance(model, LongformerModel):
             self._longformer = PackedLongformer(model, backend, has_global=has_global)
@@ -69,6 +71,7 @@ class PackedBackbone:
         """Whether keys and values are cached for later batches."""
         return bool(self._prefix_caches)
 
+    @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ReadStates:
         """Return the hidden states at each sample's reads."""
         num_computed = [0] * len(batch)
@@ -98,7 +101,7 @@ class PackedBackbone:
                 for index, one in enumerate(batch)
                 for place in packed.positions_in_batch(index, one.read_positions)
             ],
-            None if cache is None else BatchKV(packed.cached),
+            None if cache is None else BatchKV(packed.cached, cache.allocate),
         )
         try:
             states = self._states(context)  # [tokens read, hidden]
@@ -107,7 +110,8 @@ class PackedBackbone:
             raise
         if cache is not None and context.kv is not None:
             ids, owners = [one.ids for one in batch], [one.owner for one in batch]
-            cache.insert(CachedBatch(ids, packed.key_spans, context.kv.layers, owners))
+            kv = context.kv
+            cache.insert(CachedBatch(ids, packed.key_spans, kv.layers, owners, kv.blocks))
         lengths = [span.end - span.start for _, span in spans]
         if len(states) != len(lengths):
             states = torch.stack([part.mean(0) for part in torch.split(states, lengths)])

@@ -3,6 +3,7 @@
 - Store: `CachedBatch`, a packed batch that ran, with the keys and values of each layer.
 - Lookup: `PrefixCache.lookup`, the longest cached prefix of a sample, found by bisection.
 - Insertion: `BatchKV`, which adds cached keys and values to those of a running batch.
+- Memory: on a CPU a `MemoryPool` of the cache's size, elsewhere that of the batch's own tensors.
 - Eviction: `PrefixCache.insert`, oldest batch first (FIFO), by bytes and by number of batches.
 - Policy: `PrefixCaches`, which samples may use which cache.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.packed.memory_pool import MemoryBlock, MemoryPool
 from alarm_models.modeling.packed.positions import Lengths
 from alarm_models.types import Span
 
@@ -73,17 +75,20 @@ class CachedBatch:
 
     ``key_spans`` has for each sample the spans of its keys, in order; ``layers`` has for
     each layer keys and values, ``[1, heads, keys, dim]`` each; ``owners`` the owner of each sample,
-    or is empty if there are none.
+    or is empty if there are none. ``blocks`` of a memory pool, if any, hold the tensors.
     """
 
     samples: Sequence[Ids]
     key_spans: Sequence[Sequence[Span]]
     layers: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
     owners: Sequence[str] = ()
+    blocks: Sequence[MemoryBlock] = ()
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes of the storages that the batch keeps alive."""
+        """Number of bytes of the blocks, or of the storages, that the batch keeps alive."""
+        if self.blocks:
+            return sum(block.num_bytes for block in self.blocks)
         tensors = (tensor for pair in self.layers.values() for tensor in pair)
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
@@ -105,10 +110,13 @@ class BatchKV:
     """The keys and values of a running batch by layer, with cached ones inserted.
 
     ``hits`` has the keys of the batch that are cached, in order. ``layers`` fills layer by layer.
+    ``allocate`` returns a block of the cache's memory for a number of bytes, if there is one.
     """
 
     hits: Sequence[tuple[Span, CacheHit]]
+    allocate: Callable[[int], MemoryBlock | None] = lambda _: None
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    blocks: list[MemoryBlock] = field(default_factory=list)
 
     def update(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
@@ -117,13 +125,28 @@ class BatchKV:
 
         Returns ``[1, heads, keys, dim]`` each.
         """
-        if self.hits:
-            key, value = self._splice(key, layer, 0), self._splice(value, layer, 1)
+        key, value = self._stored(key, layer, 0), self._stored(value, layer, 1)
         self.layers[layer] = (key, value)
         return key, value
 
-    def _splice(self, states: torch.Tensor, layer: int, kind: int) -> torch.Tensor:
-        """Merge the row's keys (kind 0) or values (1) with the cached ones, in order."""
+    def _stored(self, states: torch.Tensor, layer: int, kind: int) -> torch.Tensor:
+        """Merge the row's keys (kind 0) or values (1) with the cached ones, in the cache's memory.
+
+        Without a block, they are stored where they are.
+        """
+        _, num_heads, num_tokens, dim = states.shape
+        num_keys = num_tokens + sum(len(hit) for _, hit in self.hits)
+        shape = torch.Size([1, num_heads, num_keys, dim])
+        block = self.allocate(shape.numel() * states.itemsize)
+        if block is None:
+            return self._splice(states, layer, kind) if self.hits else states
+        self.blocks.append(block)
+        return self._splice(states, layer, kind, out=block.tensor(shape, states.dtype))
+
+    def _splice(
+        self, states: torch.Tensor, layer: int, kind: int, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Concatenate the row's keys or values and the cached ones, in order."""
         parts: list[torch.Tensor] = []
         num_placed = num_cached = 0
         for (start, end), hit in self.hits:
@@ -132,7 +155,7 @@ class BatchKV:
             parts.append(states[:, :, before:num_placed])
             parts += (cached[:, :, slice(*span)] for span in hit.spans)
             num_cached += end - start
-        return torch.cat([*parts, states[:, :, num_placed:]], 2)
+        return torch.cat([*parts, states[:, :, num_placed:]], 2, out=out)
 
 
 class _Entry(NamedTuple):
@@ -145,14 +168,29 @@ class _Entry(NamedTuple):
 
 
 class PrefixCache:
-    """A FIFO cache of batches, bounded by bytes and by number of batches."""
+    """A FIFO cache of batches, bounded by bytes and by number of batches.
 
-    def __init__(self, max_bytes: int) -> None:
+    With ``pooled``, it has a memory pool of ``max_bytes``, and only batches that fit are cached.
+    """
+
+    def __init__(self, max_bytes: int, *, pooled: bool = False) -> None:
         self._max_bytes = max_bytes
+        self._pool = MemoryPool(max_bytes) if pooled else None
         self._batches: deque[CachedBatch] = deque()
         #: Sorted by owner and ids, so the longest common prefix is with one of the two neighbors.
         self._entries: list[_Entry] = []
         self.num_bytes = 0
+
+    def allocate(self, num_bytes: int) -> MemoryBlock | None:
+        """Return a block for a running batch, for which the oldest batches are evicted.
+
+        None without a pool, and if what is left is used by running batches.
+        """
+        if self._pool is None:
+            return None
+        while (block := self._pool.allocate(num_bytes)) is None and self._batches:
+            self._evict_oldest()
+        return block
 
     def lookup(self, ids: Ids, depth: int, owner: str = "") -> CacheHit | None:
         """Return the longest cached prefix of an owner's ids, from ``depth`` on.
@@ -177,7 +215,8 @@ class PrefixCache:
 
     def insert(self, batch: CachedBatch) -> None:
         """Insert a batch and evict the oldest ones beyond the limits."""
-        if batch.num_bytes > self._max_bytes:
+        is_outside = self._pool is not None and len(batch.blocks) < 2 * len(batch.layers)
+        if is_outside or batch.num_bytes > self._max_bytes:
             return
         self._batches.append(batch)
         self.num_bytes += batch.num_bytes
@@ -207,13 +246,14 @@ def _key(entry: _Entry) -> tuple[str, Ids]:
 class PrefixCaches:
     """A model's prefix caches, one per length class, with equal shares of ``max_bytes``.
 
-    With 0 bytes caching is disabled. Sequences of different classes have different rotary positions
-    (see `Lengths`), so their keys differ. Where every length has separate frequencies, nothing is
-    cached.
+    With 0 bytes caching is disabled; ``pooled`` as in `PrefixCache`. Sequences of different classes
+    have different rotary positions (see `Lengths`), so their keys differ. Where every length has
+    separate frequencies, nothing is cached.
     """
 
-    def __init__(self, max_bytes: int, lengths: Lengths) -> None:
+    def __init__(self, max_bytes: int, lengths: Lengths, *, pooled: bool = False) -> None:
         self._lengths = lengths
+        self._pooled = pooled
         self._max_bytes = max_bytes // max(lengths.num_classes, 1)
         self._caches = self._new()
 
@@ -238,4 +278,4 @@ class PrefixCaches:
 
     def _new(self) -> dict[int, PrefixCache]:
         num = self._lengths.num_classes if self._max_bytes else 0
-        return {number: PrefixCache(self._max_bytes) for number in range(num)}
+        return {number: PrefixCache(self._max_bytes, pooled=self._pooled) for number in range(num)}
