@@ -1,4 +1,4 @@
-"""The two attention backends of a CPU: equal outputs of each kind of batch, and the choice."""
+"""The attention backends of a CPU: equal outputs of each kind of batch, and the choice."""
 
 from random import Random
 
@@ -10,13 +10,15 @@ from tolerance import assert_computed
 from alarm_models.modeling import backend_selection
 from alarm_models.modeling.attention_kernels import (
     FUSED,
-    MATMUL,
+    MATMULS,
     fastest_attention,
     measure_attention,
 )
 from alarm_models.modeling.backend_selection import execution, select_backend
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, pack
+from alarm_models.modeling.packed.matmul import MatmulBackend
 from alarm_models.modeling.packed.sdpa import AttentionParams, Window
 from alarm_models.types import Span
 
@@ -31,9 +33,13 @@ def ids(count: int, seed: int) -> tuple[int, ...]:
 
 
 def attended(
-    batch: PackedBatch, params: AttentionParams, kv_heads: int, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the outputs of both backends for random states of four heads."""
+    batch: PackedBatch,
+    params: AttentionParams,
+    backend: AttentionBackend,
+    kv_heads: int = 4,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return a backend's outputs for random states of four heads."""
     seed = torch.Generator().manual_seed(0)
 
     def states(tokens: int, heads: int) -> torch.Tensor:
@@ -41,58 +47,86 @@ def attended(
 
     query = states(len(batch.ids), 4)
     key, value = states(batch.num_keys, kv_heads), states(batch.num_keys, kv_heads)
-    fused, matmul = (
-        backend.attend(query, key, value, ForwardContext(batch, (), ()), params)
-        for backend in (FUSED, MATMUL)
-    )
-    return fused, matmul
+    return backend.attend(query, key, value, ForwardContext(batch, (), ()), params)
 
 
 def tree() -> PackedBatch:
-    """Pack conversations with prefixes on two levels, one of them longer than a piece, and more."""
+    """Pack conversations with prefixes on two levels, one of them longer than a piece, and more.
+
+    After the prompt come nodes of few tokens, of more than a batched node, and of long ones.
+    """
     prompt = ids(300, 1)
     turns = [prompt + ids(length, length) for length in (30, 20)]
-    samples = [turn + ids(length, length) for turn in turns for length in (3, 9, 25)]
-    return pack([*samples, ids(7, 2)], share=True)
+    samples = [turn + ids(length, length) for turn in turns for length in (3, 9, 25, 140)]
+    return pack([*samples, prompt + ids(600, 3), ids(7, 2)], share=True)
+
+
+def comb(depth: int) -> PackedBatch:
+    """Pack a conversation of ``depth`` turns, and after each turn an answer that ends there."""
+    turns = [ids(20, 100 + turn) for turn in range(depth)]
+    prefixes = [tuple(one for turn in turns[: end + 1] for one in turn) for end in range(depth)]
+    # Smaller ids come first, so that an answer is between a turn and the next one.
+    return pack([(*prefix, *[0] * 17, end) for end, prefix in enumerate(prefixes)], share=True)
 
 
 def ragged() -> PackedBatch:
     return pack([ids(length, length) for length in (5, 30, 31, 1, 300, 530, 90)], share=False)
 
 
+each_matmul = pytest.mark.parametrize("matmul", MATMULS, ids=lambda one: one.name)
+
+
+@each_matmul
 @pytest.mark.parametrize(("kv_heads", "softcap"), [(4, None), (2, 3.0)])
 def test_matmul_over_prefixes_of_depth_two_equals_fused(
-    kv_heads: int, softcap: float | None
+    matmul: MatmulBackend, kv_heads: int, softcap: float | None
 ) -> None:
     params = AttentionParams(0.3, causal=True, softcap=softcap)
-    fused, matmul = attended(tree(), params, kv_heads)
-    assert_computed(matmul, fused)
+    fused, outputs = (attended(tree(), params, one, kv_heads) for one in (FUSED, matmul))
+    assert_computed(outputs, fused)
 
 
-def test_matmul_of_ragged_encoder_samples_equals_fused() -> None:
-    fused, matmul = attended(ragged(), AttentionParams(0.3, causal=False), 4)
-    assert_computed(matmul, fused)
+@each_matmul
+@pytest.mark.parametrize("depth", [5, 12])  # 12 is more than the keys of a node are copied for
+def test_matmul_over_prefixes_in_many_spans_equals_fused(matmul: MatmulBackend, depth: int) -> None:
+    batch, params = comb(depth), AttentionParams(0.3, causal=True)
+    assert len(batch.nodes) >= 2 * depth - 1
+    assert_computed(attended(batch, params, matmul), attended(batch, params, FUSED))
 
 
+@each_matmul
+def test_matmul_of_ragged_encoder_samples_equals_fused(matmul: MatmulBackend) -> None:
+    params = AttentionParams(0.3, causal=False)
+    fused, outputs = (attended(ragged(), params, one) for one in (FUSED, matmul))
+    assert_computed(outputs, fused)
+
+
+@each_matmul
 @pytest.mark.parametrize("window", [Window(20, 0), Window(9, 9), Window(20, 20, True)])
-def test_matmul_within_windows_equals_fused(window: Window) -> None:
+def test_matmul_within_windows_equals_fused(matmul: MatmulBackend, window: Window) -> None:
     params = AttentionParams(0.3, causal=window.ahead == 0, window=window)
-    fused, matmul = attended(ragged(), params, 2)
-    assert_computed(matmul, fused)
+    fused, outputs = (attended(ragged(), params, one, 2) for one in (FUSED, matmul))
+    assert_computed(outputs, fused)
 
 
-def test_matmul_in_bfloat16_is_as_near_to_float32_as_its_rounding() -> None:
+@pytest.mark.parametrize("backend", [FUSED, *MATMULS], ids=lambda one: one.name)
+def test_attention_in_bfloat16_is_as_near_to_float32_as_its_rounding(
+    backend: AttentionBackend,
+) -> None:
     params = AttentionParams(0.3, causal=True)
-    exact, _ = attended(tree(), params, 2)
-    for outputs in attended(tree(), params, 2, torch.bfloat16):
-        assert (outputs - exact).norm() <= 1e-2 * exact.norm()
+    exact = attended(tree(), params, FUSED, 2)
+    outputs = attended(tree(), params, backend, 2, torch.bfloat16)
+    assert (outputs - exact).norm() <= 1e-2 * exact.norm()
 
 
+@each_matmul
 @torch.inference_mode()
-def test_select_backend_on_matmul_uses_cached_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: MATMUL)
+def test_select_backend_on_matmul_uses_cached_prefixes(
+    matmul: MatmulBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: matmul)
     backbone = select_backend(base("qwen3"), prefix_cache_bytes=1 << 24)
-    assert "attention=alarm_matmul" in execution(backbone)
+    assert f"attention={matmul.name} " in execution(backbone)
     # Reads alone are computed, so only the last token is read here.
     batch = [
         ModelInput(one, (Span(len(one) - 1, len(one)),), truncated=False)
@@ -112,23 +146,32 @@ def test_select_backend_if_matmul_fails_uses_fused(monkeypatch: pytest.MonkeyPat
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: MATMUL)
-    monkeypatch.setattr(type(MATMUL), "attend", broken)
+    batch = features(random_ids(9, 1))
+    expected = packed_backbone("llama").forward(batch).states
+    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: MATMULS[0])
+    monkeypatch.setattr(MatmulBackend, "attend", broken)
     backbone = select_backend(base("llama"))
     assert "attention=alarm_packed" in execution(backbone)
-    batch = features(random_ids(9, 1))
-    assert_computed(backbone.forward(batch).states, packed_backbone("llama").forward(batch).states)
+    assert_computed(backbone.forward(batch).states, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_on_any_processor_is_measured_or_left_alone(dtype: torch.dtype) -> None:
-    assert fastest_attention(dtype, torch.get_num_threads()) in (FUSED, MATMUL)
+    assert fastest_attention(dtype, torch.get_num_threads()) in (FUSED, *MATMULS)
 
 
 def test_measure_attention_of_an_inexact_backend_selects_fused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(type(MATMUL), "attend", lambda self, query, *_: query.transpose(1, 2))
+    monkeypatch.setattr(MatmulBackend, "attend", lambda self, query, *_: query.transpose(1, 2))
+    assert measure_attention(torch.float32, 1) is FUSED
+
+
+def test_measure_attention_without_operators_selects_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(MatmulBackend, "attend", missing)
     assert measure_attention(torch.float32, 1) is FUSED
 
 

@@ -1,14 +1,14 @@
-"""Attention on CPUs: torch's fused kernel, or batched matrix products where that is faster.
+"""Attention on CPUs: torch's fused kernel, or large matrix products where they are faster.
 
 The fused kernel calls matrix products on small tiles and stores no logits. With AVX2 it is faster;
-a processor whose products are much faster on large operands may gain by storing the logits. Both
-are measured on a small group when the first model of a dtype is loaded.
+a processor whose products are much faster on large operands gains by storing the logits. All are
+measured on a group when the first model of a dtype is loaded.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
 from itertools import repeat
 
 import torch
@@ -20,15 +20,16 @@ from alarm_models.modeling.packed.batch import ForwardContext, pack
 from alarm_models.modeling.packed.matmul import MatmulBackend
 from alarm_models.modeling.packed.sdpa import AttentionParams, SdpaBackend
 
-__all__ = ["FUSED", "MATMUL", "fastest_attention", "measure_attention"]
+__all__ = ["FUSED", "MATMULS", "fastest_attention", "measure_attention"]
 
 #: The backend that is used unless another one is faster.
 FUSED = SdpaBackend()
 
-MATMUL = MatmulBackend()
+#: Products for shared prefixes alone (in float32), or for every token (in bfloat16).
+MATMULS = (MatmulBackend(batched=False), MatmulBackend(batched=True))
 
 #: The group that is measured: tokens of the prompt, samples, tokens of each completion.
-_PROMPT, _NUM_SAMPLES, _COMPLETION = 256, 8, 32
+_PROMPT, _NUM_SAMPLES, _COMPLETION = 512, 8, 48
 
 _NUM_HEADS, _HEAD_DIM = 8, 64
 
@@ -69,17 +70,21 @@ def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
     def run(backend: AttentionBackend) -> torch.Tensor:
         return backend.attend(query, key, value, context, params)
 
-    outputs = run(FUSED)
-    difference = (run(MATMUL) - outputs).float().norm()
-    if not difference <= _TOLERANCE[dtype] * outputs.float().norm():
-        return FUSED
-    gain = measured_gain(lambda: run(FUSED), lambda: run(MATMUL))
-    backend = MATMUL if gain >= LEAST_GAIN else FUSED
+    outputs, gains = run(FUSED), dict[AttentionBackend, float]()
+    for backend in MATMULS:
+        try:
+            difference = (run(backend) - outputs).float().norm()
+            if difference <= _TOLERANCE[dtype] * outputs.float().norm():
+                gains[backend] = measured_gain(lambda: run(FUSED), partial(run, backend))
+        except (RuntimeError, AttributeError, TypeError) as error:
+            _logger.debug("%s does not run in %s: %s", backend.name, dtype, error)
+    fastest = max(gains, key=gains.__getitem__, default=FUSED)
+    chosen = fastest if gains.get(fastest, 0) >= LEAST_GAIN else FUSED
     _logger.info(
-        "attention in %s with %d threads: %s (batched products are %.2f times as fast)",
+        "attention in %s with %d threads: %s (%s)",
         str(dtype).removeprefix("torch."),
         num_threads,
-        backend.name,
-        gain,
+        chosen.name,
+        ", ".join(f"{one.name} is {gain:.2f} times as fast" for one, gain in gains.items()),
     )
-    return backend
+    return chosen

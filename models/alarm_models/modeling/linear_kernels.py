@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -36,8 +37,11 @@ PLAIN = "torch"
 #: The name of the packed kernel.
 PACKED = "onednn-packed"
 
-#: Rows for which a weight's layout is chosen, and that are measured: those of a small batch.
+#: Rows for which a weight's layout is chosen: those of a small batch.
 _ROWS = 256
+
+#: Rows that are measured: those of a short sample, and of a small batch.
+_MEASURED_ROWS = (16, _ROWS)
 
 #: Width of the weight that is measured.
 _WIDTH = 768
@@ -109,24 +113,29 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
     if dtype not in _TOLERANCE:
         return PLAIN
     seed = torch.Generator().manual_seed(0)
-    states = torch.randn(_ROWS, _WIDTH, generator=seed).to(dtype)
+    every = torch.randn(_ROWS, _WIDTH, generator=seed).to(dtype)
     plain = torch.nn.Linear(_WIDTH, _WIDTH, dtype=dtype)
     plain.weight.copy_(torch.randn(_WIDTH, _WIDTH, generator=seed))
+    gains = []
     try:
         packed = PackedLinear(plain)
-        if not _is_exact(packed(states), plain(states)):
-            return PLAIN
-        gain = measured_gain(lambda: plain(states), lambda: packed(states))
+        for rows in _MEASURED_ROWS:
+            states = every[:rows]
+            if not _is_exact(packed(states), plain(states)):
+                return PLAIN
+            gains.append(measured_gain(partial(plain, states), partial(packed, states)))
     except (RuntimeError, AttributeError, TypeError) as error:
         _logger.debug("linear layers in %s are not packed: %s", dtype, error)
         return PLAIN
+    gain = geometric_mean(gains)
     name = PACKED if gain >= LEAST_GAIN else PLAIN
     _logger.info(
-        "linear layers in %s with %d threads: %s (packed weights are %.2f times as fast)",
+        "linear layers in %s with %d threads: %s (packed weights are %s times as fast for %s rows)",
         str(dtype).removeprefix("torch."),
         num_threads,
         name,
-        gain,
+        " and ".join(f"{one:.2f}" for one in gains),
+        " and ".join(map(str, _MEASURED_ROWS)),
     )
     return name
 
