@@ -9,7 +9,7 @@ from statistics import median
 __all__ = ["LEAST_GAIN", "measured_gain"]
 
 #: A kernel must be faster than the default by this factor, so that noise does not decide.
-LEAST_GAIN = 1.1
+LEAST_GAIN = 1.05
 
 #: Turns that are measured: at least, and at most unless they take longer than that many seconds.
 _LEAST_TURNS, _MOST_TURNS, _LONGEST_S = 9, 15, 0.1
