@@ -1,7 +1,8 @@
 """Compares two installed revisions: the same requests go to a server of each, in turns.
 
 Noise of the machine affects both servers alike. Reports the seconds of a request, the processor
-seconds of all requests and of the start, and the resident memory.
+seconds of all requests and of the start, the pages that a request faulted in, and the resident
+memory.
 
     python benchmarks/revisions.py --before OLD/.venv/bin/alarm --after .venv/bin/alarm
 
@@ -61,11 +62,20 @@ class Server:
     seconds: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     used_s: float = 0.0
+    num_faults: int = 0
 
     def processor_s(self) -> float:
         """Return the processor seconds of its threads so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = self._stat()
         return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def page_faults(self) -> int:
+        """Count the page faults so far that read nothing from a disk."""
+        return int(self._stat()[7])
+
+    def _stat(self) -> list[str]:
+        """Return the fields of its state, from the third on (proc_pid_stat(5))."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
 
     def resident_mb(self) -> float:
         """Return its resident memory."""
@@ -75,11 +85,12 @@ class Server:
     def score(self, post: Post, requests: Sequence[Sequence[Sample]], *, is_timed: bool) -> None:
         """Send requests at once; if timed, record their time and scores."""
         bodies = [{"samples": list(map(on_the_wire, samples))} for samples in requests]
-        used, started = self.processor_s(), time.perf_counter()
+        used, num_faults, started = self.processor_s(), self.page_faults(), time.perf_counter()
         answers = post(f"{self.url}/score", bodies)
         if is_timed:
             self.seconds.append(time.perf_counter() - started)
             self.used_s += self.processor_s() - used
+            self.num_faults += self.page_faults() - num_faults
             self.scores += (_score(one) for answer in answers for one in answer["scores"])
 
 
@@ -188,13 +199,17 @@ def report(name: str, both: dict[str, Server]) -> None:
         ),
         "processor seconds, all requests": (before.used_s, after.used_s),
         "processor seconds, start": (before.start_s, after.start_s),
+        "page faults a request, mean": (
+            before.num_faults / len(before.seconds),
+            after.num_faults / len(after.seconds),
+        ),
         "resident MB": (before.resident_mb(), after.resident_mb()),
     }
     pairs = zip(before.scores, after.scores, strict=True)
     difference = max(abs(one - other) for one, other in pairs)
     table = Table("", "before", "after", "ratio", title=f"{name}, {len(before.seconds)} requests")
     for row, (one, other) in rows.items():
-        table.add_row(row, f"{one:.4g}", f"{other:.4g}", f"{other / one:.3f}")
+        table.add_row(row, f"{one:.4g}", f"{other:.4g}", f"{other / max(one, 1e-9):.3f}")
     table.add_row("largest difference of scores", "", f"{difference:.1e}", "")
     Console().print(table)
     found = {row: {"before": one, "after": other} for row, (one, other) in rows.items()}

@@ -42,7 +42,7 @@ def test_corrupted_bytes_cause_an_error_or_a_retry_and_no_wrong_reward(
     proxy = Proxy(server.address, garbled=0.1, cut=0.01, seed=seed)
     with proxied(proxy), AlarmClient(proxy.url, timeout=2, retries=PATIENT) as client:
         tally = load(client, truth, num_callers=4, num_calls=30)
-    assert proxy.seen["garbled"] >= 5
+    assert proxy.seen["garbled"] >= 5  # of some hundred pieces; a fast server's are fewer
     assert tally.wrong == []
     assert tally.right > 60  # garbled bodies are sent again; garbled heads may be an error
 

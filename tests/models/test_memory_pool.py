@@ -32,12 +32,11 @@ def test_pool_joins_the_blocks_that_return() -> None:
     assert pool.allocate(128) is not None
 
 
-def test_pool_reuses_the_oldest_memory_first() -> None:
-    pool = MemoryPool(256)
-    first, second = (filled(pool.allocate(64), number) for number in (1, 2))
-    del first
-    third, _ = filled(pool.allocate(64), 3)
-    assert third.tensor(torch.Size([1]), torch.uint8).data_ptr() == second[1].data_ptr() + 64
+def test_block_of_a_pool_is_not_exceeded() -> None:
+    block, _ = filled(MemoryPool(256).allocate(60), 1)
+    assert block.num_bytes == 64
+    with pytest.raises(ValueError, match="128 bytes are more than the 64 of the block"):
+        block.tensor(torch.Size([32]), torch.float32)
 
 
 def test_pool_after_random_use_is_whole_again() -> None:
@@ -85,9 +84,10 @@ def test_pooled_cache_never_overwrites_a_prefix_in_use() -> None:
     assert key.unique().tolist() == value.unique().tolist() == [7]
 
 
-@pytest.mark.parametrize("num_tokens", [40, 100])  # 160 and 400 bytes of 256
+@pytest.mark.parametrize("num_tokens", [40, 100])  # twice 160 and 400 bytes, of 256
 def test_batch_larger_than_its_pool_is_computed_but_not_cached(num_tokens: int) -> None:
     cache = PrefixCache(max_bytes=256, pooled=True)
+    batch_of(cache, 1000)
     kv = BatchKV([], cache.allocate)
     states = torch.arange(float(num_tokens)).view(1, 1, -1, 1)
     key, value = kv.update(0, states, states + 1)
@@ -96,3 +96,34 @@ def test_batch_larger_than_its_pool_is_computed_but_not_cached(num_tokens: int) 
     ids = tuple(range(num_tokens))
     cache.insert(CachedBatch([ids], [(Span(0, num_tokens),)], kv.layers, blocks=kv.blocks))
     assert cache.lookup(ids, 0) is None
+    assert cache.lookup(tuple(range(1000, 1020)), 0) is not None
+
+
+def test_batch_whose_pool_is_in_use_by_its_own_prefix_is_not_cached() -> None:
+    cache = PrefixCache(max_bytes=256, pooled=True)
+    held = batch_of(cache, 7)
+    batch_of(cache, 100)
+    assert cache.lookup(tuple(range(100, 120)), 0) is None
+    assert held.layers[0][0].unique().tolist() == [7]
+
+
+def test_closed_cache_takes_nothing_from_a_pass_that_still_runs() -> None:
+    cache = PrefixCache(max_bytes=1024, pooled=True)
+    kv = BatchKV([], cache.allocate)
+    cache.close()
+    key, _ = kv.update(0, torch.ones(1, 1, 20, 1), torch.ones(1, 1, 20, 1))
+    assert key.sum() == 20
+    cache.insert(CachedBatch([tuple(range(20))], [(Span(0, 20),)], kv.layers, blocks=kv.blocks))
+    assert (cache.lookup(tuple(range(20)), 0), cache.num_bytes) == (None, 0)
+
+
+def test_cache_without_address_space_for_its_pool_still_caches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refused)
+    cache = PrefixCache(max_bytes=1024, pooled=True)
+    batch_of(cache, 7)
+    assert cache.lookup(tuple(range(7, 27)), 0) is not None

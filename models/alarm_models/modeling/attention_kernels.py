@@ -25,7 +25,7 @@ __all__ = ["FUSED", "MATMULS", "fastest_attention", "measure_attention"]
 #: The backend that is used unless another one is faster.
 FUSED = SdpaBackend()
 
-#: Products for shared prefixes alone (in float32), or for every token (in bfloat16).
+#: Without and with batched products: usually the faster one in float32, and in bfloat16.
 MATMULS = (MatmulBackend(batched=False), MatmulBackend(batched=True))
 
 #: The group that is measured: tokens of the prompt, samples, tokens of each completion.

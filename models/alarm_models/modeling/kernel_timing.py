@@ -8,7 +8,7 @@ from statistics import median
 
 __all__ = ["LEAST_GAIN", "measured_gain"]
 
-#: A kernel must be faster than the default by this factor, so that noise does not decide.
+#: A kernel must be faster than the default by this factor: with less, the choice is of no use.
 LEAST_GAIN = 1.05
 
 #: Turns that are measured: at least, and at most unless they take longer than that many seconds.

@@ -128,7 +128,7 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
         _logger.debug("linear layers in %s are not packed: %s", dtype, error)
         return PLAIN
     gain = geometric_mean(gains)
-    name = PACKED if gain >= LEAST_GAIN else PLAIN
+    name = PACKED if gain >= LEAST_GAIN and min(gains) >= 1 else PLAIN
     _logger.info(
         "linear layers in %s with %d threads: %s (packed weights are %s times as fast for %s rows)",
         str(dtype).removeprefix("torch."),

@@ -63,6 +63,7 @@ class PackedBackbone:
             self._longformer = PackedLongformer(model, backend, has_global=has_global)
         else:
             use_attention_backend(model, backend)
+        self._num_layers = int(model.config.get_text_config().num_hidden_layers)
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self._padding = first_position(model)
 
@@ -101,7 +102,7 @@ class PackedBackbone:
                 for index, one in enumerate(batch)
                 for place in packed.positions_in_batch(index, one.read_positions)
             ],
-            None if cache is None else BatchKV(packed.cached, cache.allocate),
+            None if cache is None else BatchKV(packed.cached, cache.allocate, self._num_layers),
         )
         try:
             states = self._states(context)  # [tokens read, hidden]

@@ -42,6 +42,9 @@ _MAX_LOGITS = 1 << 21
 #: Maximum ratio of the longest to the shortest piece of a batch, plus an absolute slack.
 _MAX_WASTE, _FREE_TOKENS = 1.25, 8
 
+#: Maximum number of logits of one head computed at once, unless 256 queries have more.
+_MAX_HEAD_LOGITS = 1 << 22
+
 #: Fewer queries of a head after a shared prefix are left to the fused kernel.
 _MIN_QUERIES = 64
 
@@ -295,9 +298,10 @@ def _num_keys(piece: _Piece) -> int:
 class MatmulBackend:
     """Attends to shared prefixes with matrix products, head by head, on a CPU.
 
-    With ``batched``, tokens without a prefix and those within a window attend with batched
-    products, nodes of about one length together; otherwise with the fused kernel, node by node.
-    Logits are computed in the dtype of the queries.
+    With ``batched``, tokens within a window, of nodes without a prefix and of longer ones attend
+    with batched products, nodes of about one length together. Other nodes attend to their own keys
+    with the fused kernel, long causal ones head by head. Logits are computed in the dtype of the
+    queries.
     """
 
     def __init__(self, *, batched: bool) -> None:
@@ -306,8 +310,8 @@ class MatmulBackend:
         self._fused = SdpaBackend()
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether the device is a CPU."""
-        return device.type == "cpu"
+        """Whether the device is a CPU, with a dtype that oneDNN may multiply."""
+        return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
     def attend(
         self,
@@ -325,7 +329,7 @@ class MatmulBackend:
             )
         if plan is None:
             return self._fused.attend(query, key, value, context, params)
-        # A token's heads are contiguous, and are gathered in one piece.
+        # A query's heads are contiguous, and are gathered in one piece.
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         parts = [_attend_batch(queries, keys, values, one, params) for one in plan.batches]
         parts += (_attend_long_node(query, key, value, one, params) for one in plan.long_nodes)
@@ -490,22 +494,29 @@ def _attend_by_head(
     """
     (_, num_heads, num_queries, dim), (_, num_kv_heads, num_keys, _) = query.shape, key.shape
     queries = _by_kv_head(query[0], num_kv_heads, params)
-    own_lse = own.lse[0].to(query.dtype).reshape(num_kv_heads, -1)
+    own_lse = own.lse[0].reshape(num_kv_heads, -1)  # [kv heads, queries], in float32
+    rounded_lse = own_lse.to(query.dtype)
     keys = key.new_empty(num_kv_heads, num_keys + 1, dim)
     keys[:, :-1], keys[:, -1] = key[0], 0
     values = value.new_empty(num_kv_heads, dim, num_keys + 1)
     values[..., :-1], values[..., -1] = value[0].transpose(1, 2), 0
-    over_keys, own_weights = [], []
-    for rows, columns, of_head, lse in zip(queries, keys, values, own_lse, strict=True):
-        logits = _logits(rows, columns, params)
-        logits[:, -1] = lse
-        weights = torch.softmax(logits, -1, out=logits)
-        over_keys.append(_product(weights, of_head))
-        own_weights.append(weights[:, -1:])
+    size = max(_MAX_HEAD_LOGITS // (num_keys + 1), _PIECE_SIZE)
+    over_keys, own_weights = torch.empty_like(queries), torch.empty_like(own_lse)
+    for head, (columns, of_head) in enumerate(zip(keys, values, strict=True)):
+        for rows in (slice(at, at + size) for at in range(0, queries.shape[1], size)):
+            logits = _logits(queries[head, rows], columns, params)
+            logits[:, -1] = rounded_lse[head, rows]
+            weights = torch.softmax(logits, -1, out=logits)
+            over_keys[head, rows] = _product(weights, of_head)
+            own_weights[head, rows] = weights[:, -1]
+    # The rounding of a log-sum-exp would change the weights of all own keys alike.
+    unrounded = own_weights * torch.exp(own_lse - rounded_lse)
+    total = 1 - own_weights + unrounded
     shape = (1, num_heads, num_queries, -1)
-    return torch.addcmul(
-        torch.stack(over_keys).view(shape), own.out, torch.stack(own_weights).view(shape)
+    share_of_keys, share_of_own = (
+        some.to(query.dtype).view(shape) for some in (1 / total, unrounded / total)
     )
+    return over_keys.view(shape) * share_of_keys + own.out * share_of_own
 
 
 def _by_kv_head(query: torch.Tensor, num_kv_heads: int, params: AttentionParams) -> torch.Tensor:

@@ -39,8 +39,13 @@ class MemoryBlock:
         return self._span.end - self._span.start
 
     def tensor(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """Return the start of the block as an uninitialized tensor."""
+        """Return the start of the block as an uninitialized tensor.
+
+        Raises `ValueError` if the block is too small.
+        """
         num_bytes = shape.numel() * dtype.itemsize
+        if num_bytes > self.num_bytes:
+            raise ValueError(f"{num_bytes} bytes are more than the {self.num_bytes} of the block")
         of_block = self._pool.memory[self._span.start : self._span.start + num_bytes]
         return of_block.view(dtype).view(shape)
 
@@ -49,10 +54,10 @@ class MemoryBlock:
 
 
 class MemoryPool:
-    """Hands out blocks of ``num_bytes`` of memory in turn, so that the oldest are reused first.
+    """Hands out blocks of ``num_bytes`` of memory, the first that are free.
 
     Memory that no block has used yet takes no space. All of it is released with the pool and the
-    last tensor on it.
+    last tensor on it. Raises `OSError` if the process may not have that much address space.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -68,8 +73,6 @@ class MemoryPool:
         self._lock = threading.Lock()
         #: Free spans, sorted, none of them adjacent.
         self._free = [Span(0, num_bytes)]
-        #: Where the last block ended.
-        self._at = 0
 
     def allocate(self, num_bytes: int) -> MemoryBlock | None:
         """Return a block, or None if no free span is long enough."""
@@ -77,13 +80,10 @@ class MemoryPool:
         with self._lock:
             while self.returned:
                 self._release(self.returned.popleft())
-            first = bisect_left(self._free, (self._at, self._at))
-            for index in (*range(first, len(self._free)), *range(first)):
-                start, end = self._free[index]
+            for index, (start, end) in enumerate(self._free):
                 if end - start >= size:
                     rest = Span(start + size, end)
                     self._free[index : index + 1] = [rest] if rest.start < end else []
-                    self._at = rest.start
                     return MemoryBlock(self, Span(start, rest.start))
         return None
 

@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -110,11 +112,13 @@ class BatchKV:
     """The keys and values of a running batch by layer, with cached ones inserted.
 
     ``hits`` has the keys of the batch that are cached, in order. ``layers`` fills layer by layer.
-    ``allocate`` returns a block of the cache's memory for a number of bytes, if there is one.
+    ``allocate`` returns a block of the cache's memory, if there is one, for a number of bytes and
+    the number of such blocks that the batch needs: two for each of ``num_layers``.
     """
 
     hits: Sequence[tuple[Span, CacheHit]]
-    allocate: Callable[[int], MemoryBlock | None] = lambda _: None
+    allocate: Callable[[int, int], MemoryBlock | None] = lambda *_: None
+    num_layers: int = 1
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     blocks: list[MemoryBlock] = field(default_factory=list)
 
@@ -137,7 +141,7 @@ class BatchKV:
         _, num_heads, num_tokens, dim = states.shape
         num_keys = num_tokens + sum(len(hit) for _, hit in self.hits)
         shape = torch.Size([1, num_heads, num_keys, dim])
-        block = self.allocate(shape.numel() * states.itemsize)
+        block = self.allocate(shape.numel() * states.itemsize, 2 * self.num_layers)
         if block is None:
             return self._splice(states, layer, kind) if self.hits else states
         self.blocks.append(block)
@@ -175,22 +179,30 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int, *, pooled: bool = False) -> None:
         self._max_bytes = max_bytes
-        self._pool = MemoryPool(max_bytes) if pooled else None
+        self._pool: MemoryPool | None = None
+        if pooled:
+            with suppress(OSError):  # batches then stay in the memory of their passes
+                self._pool = MemoryPool(max_bytes)
+        #: A pass that took too long is given up and goes on in its thread.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._batches: deque[CachedBatch] = deque()
         #: Sorted by owner and ids, so the longest common prefix is with one of the two neighbors.
         self._entries: list[_Entry] = []
         self.num_bytes = 0
 
-    def allocate(self, num_bytes: int) -> MemoryBlock | None:
+    def allocate(self, num_bytes: int, num_blocks: int) -> MemoryBlock | None:
         """Return a block for a running batch, for which the oldest batches are evicted.
 
-        None without a pool, and if what is left is used by running batches.
+        None without a pool, if the pool cannot hold ``num_blocks`` of them, and if what is left is
+        used by running batches.
         """
-        if self._pool is None:
-            return None
-        while (block := self._pool.allocate(num_bytes)) is None and self._batches:
-            self._evict_oldest()
-        return block
+        with self._lock:
+            if self._pool is None or num_bytes * num_blocks > self._max_bytes:
+                return None
+            while (block := self._pool.allocate(num_bytes)) is None and self._batches:
+                self._evict_oldest()
+            return block
 
     def lookup(self, ids: Ids, depth: int, owner: str = "") -> CacheHit | None:
         """Return the longest cached prefix of an owner's ids, from ``depth`` on.
@@ -215,23 +227,30 @@ class PrefixCache:
 
     def insert(self, batch: CachedBatch) -> None:
         """Insert a batch and evict the oldest ones beyond the limits."""
-        is_outside = self._pool is not None and len(batch.blocks) < 2 * len(batch.layers)
-        if is_outside or batch.num_bytes > self._max_bytes:
-            return
-        self._batches.append(batch)
-        self.num_bytes += batch.num_bytes
-        for sample, ids in enumerate(batch.samples):
-            if len(ids) >= MIN_SHARED_PREFIX:
-                owner = batch.owners[sample] if batch.owners else ""
-                insort(self._entries, _Entry(owner, ids, batch, sample), key=_key)
-        while self.num_bytes > self._max_bytes or len(self._batches) > _MAX_BATCHES:
-            self._evict_oldest()
+        with self._lock:
+            is_outside = self._pool is not None and len(batch.blocks) < 2 * len(batch.layers)
+            if self._is_closed or is_outside or batch.num_bytes > self._max_bytes:
+                return
+            self._batches.append(batch)
+            self.num_bytes += batch.num_bytes
+            for sample, ids in enumerate(batch.samples):
+                if len(ids) >= MIN_SHARED_PREFIX:
+                    owner = batch.owners[sample] if batch.owners else ""
+                    insort(self._entries, _Entry(owner, ids, batch, sample), key=_key)
+            while self.num_bytes > self._max_bytes or len(self._batches) > _MAX_BATCHES:
+                self._evict_oldest()
 
-    def clear(self) -> None:
-        """Evict everything."""
-        self._batches.clear()
-        self._entries.clear()
-        self.num_bytes = 0
+    def close(self) -> None:
+        """Evict everything, and cache nothing from now on.
+
+        The memory of the pool is released with the last batch that uses it.
+        """
+        with self._lock:
+            self._is_closed = True
+            self._pool = None
+            self._batches.clear()
+            self._entries.clear()
+            self.num_bytes = 0
 
     def _evict_oldest(self) -> None:
         oldest = self._batches.popleft()
@@ -273,7 +292,7 @@ class PrefixCaches:
     def clear(self) -> None:
         """Evict everything; a batch that is still running is not inserted into the new caches."""
         for cache in self._caches.values():
-            cache.clear()
+            cache.close()
         self._caches = self._new()
 
     def _new(self) -> dict[int, PrefixCache]:
