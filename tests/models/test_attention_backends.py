@@ -30,6 +30,11 @@ pytestmark = pytest.mark.numeric
 _DIM = 16
 
 
+@pytest.fixture(autouse=True, params=[1, 1 << 40], ids=["by head", "fused over prefixes"])
+def least_logits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_module, "_MIN_LOGITS", request.param)
+
+
 def ids(count: int, seed: int) -> tuple[int, ...]:
     choose = Random(seed)
     return tuple(choose.randrange(30_000) for _ in range(count))

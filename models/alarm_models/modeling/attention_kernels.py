@@ -29,7 +29,7 @@ FUSED = SdpaBackend()
 MATMULS = (MatmulBackend(batched=False), MatmulBackend(batched=True))
 
 #: The group that is measured: tokens of the prompt, samples, tokens of each completion.
-_PROMPT, _NUM_SAMPLES, _COMPLETION = 512, 8, 48
+_PROMPT, _NUM_SAMPLES, _COMPLETION = 512, 8, 72
 
 _NUM_HEADS, _HEAD_DIM = 8, 64
 

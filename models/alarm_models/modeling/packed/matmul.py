@@ -45,8 +45,8 @@ _MAX_WASTE, _FREE_TOKENS = 1.25, 8
 #: Maximum number of logits of one head computed at once, unless 256 queries have more.
 _MAX_HEAD_LOGITS = 1 << 22
 
-#: Fewer queries of a head after a shared prefix are left to the fused kernel.
-_MIN_QUERIES = 64
+#: Fewer logits of a kv head over a shared prefix are left to the fused kernel.
+_MIN_LOGITS = 1 << 18
 
 #: Maximum number of spans of a shared prefix: the keys of deeper trees would be copied too often.
 _MAX_SPANS = 8
@@ -472,7 +472,8 @@ def _attend_prefix(
     queries = query[:, :, prefix.rows]
     keys, values = (_of_spans(some, prefix.path) for some in (key, value))
     own = AttentionOutput(target.out[:, :, prefix.rows], target.lse[:, :, prefix.rows])
-    if queries.shape[1] * queries.shape[2] < _MIN_QUERIES * keys.shape[1]:
+    num_rows = queries.shape[1] // keys.shape[1] * queries.shape[2]
+    if num_rows * keys.shape[2] < _MIN_LOGITS:
         over_prefix = attend(queries, keys, values, params.scale, softcap=params.softcap)
         target.out[:, :, prefix.rows] = merge_attention(own, over_prefix).out
     else:

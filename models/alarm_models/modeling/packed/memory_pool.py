@@ -1,8 +1,10 @@
-"""The memory pool of a prefix cache on a CPU: one mapping with huge pages, whose blocks are reused.
+"""The memory pool of a prefix cache on a CPU: one mapping, whose blocks are reused.
 
 Keys and values that stay after a pass, between tensors that do not, would leave gaps in malloc's
-heap that are too small for the next pass. It would grow then, and each new page of 4 KB is a fault:
-up to 72,000 in a pass of 1,700 tokens of a model with 12 layers of 768, half of its time.
+heap that are too small for the next pass. It would grow then, and each new page is a fault.
+
+The pages are not huge: the first use of a huge page took longer than that of 512 small ones on a
+virtual machine, and later passes took as long with either.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import mmap
 import threading
 from bisect import bisect_left
 from collections import deque
-from contextlib import suppress
 
 import torch
 
@@ -64,8 +65,6 @@ class MemoryPool:
         no_reserve = getattr(mmap, "MAP_NORESERVE", 0)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
         mapping = mmap.mmap(-1, num_bytes, flags=flags)
-        with suppress(AttributeError, OSError):  # only Linux has huge pages, and not always
-            mapping.madvise(mmap.MADV_HUGEPAGE)
         #: All of its bytes.
         self.memory = torch.frombuffer(mapping, dtype=torch.uint8)
         #: Spans of blocks that were deleted, in any thread and at any time.
