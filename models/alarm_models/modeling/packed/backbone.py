@@ -63,7 +63,8 @@ class PackedBackbone:
             self._longformer = PackedLongformer(model, backend, has_global=has_global)
         else:
             use_attention_backend(model, backend)
-        self._num_layers = int(model.config.get_text_config().num_hidden_layers)
+        # Custom configurations may name it otherwise: what is too large is then noticed later.
+        self._num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
         self._window = getattr(model.config.get_text_config(), "sliding_window", None)
         self._padding = first_position(model)
 

@@ -87,7 +87,7 @@ class _Plan(NamedTuple):
 
     Those of ``batches`` and of ``long_nodes`` attend to all their keys, those of ``nodes`` to their
     own, and in a second step to those of ``prefixes``. ``places`` has the place of each token of
-    the row in the results of the first step, None if they are in order.
+    the row in the results of the first step; None if they are in order.
     """
 
     batches: Sequence[QueryBatch]
@@ -140,7 +140,10 @@ def _plan(
 def _places(
     covered: Sequence[torch.Tensor], num_tokens: int, device: torch.device
 ) -> torch.Tensor | None:
-    """Return where each token of the row is among those covered, -1 for padding."""
+    """Return where each token of the row is among those covered; None if they are in order.
+
+    Padding, which is -1 among those covered, is nowhere in the row.
+    """
     tokens, row = torch.cat([one.cpu() for one in covered]), torch.arange(num_tokens)
     if torch.equal(tokens, row):
         return None
