@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from tokenizers.trainers import UnigramTrainer
+from vocabularies import train_unigram
 
 from alarm_models.modeling.comet_conversion import convert
 
@@ -29,10 +29,7 @@ def write_encoder(folder: Path, *, is_xl: bool = False) -> Any:
     fast = Tokenizer(models.Unigram())
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = UnigramTrainer(
-        vocab_size=160, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    fast.train_from_iterator(TEXTS * 3, trainer)
+    train_unigram(fast, TEXTS, special, size=160, unk="<unk>")
     fast.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", 0), ("</s>", 2)],

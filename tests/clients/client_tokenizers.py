@@ -5,6 +5,7 @@ from __future__ import annotations
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+from vocabularies import train_unigram, train_wordpiece
 
 TEXTS = [
     "The café's naïve owner said: “it isn't done, is it?” Then she left.",
@@ -55,10 +56,7 @@ def unigram() -> PreTrainedTokenizerFast:
     inner = tokenizers.Tokenizer(models.Unigram())
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=[*SPECIALS, "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    inner.train_from_iterator(TEXTS, trainer)
+    train_unigram(inner, TEXTS, [*SPECIALS, "<unk>"], size=200, unk="<unk>")
     return wrap(inner)
 
 
@@ -67,10 +65,7 @@ def wordpiece() -> PreTrainedTokenizerFast:
     inner = tokenizers.Tokenizer(models.WordPiece(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=[*SPECIALS, "<unk>"], show_progress=False
-    )
-    inner.train_from_iterator(TEXTS, trainer)
+    train_wordpiece(inner, TEXTS, [*SPECIALS, "<unk>"], size=300, unk="<unk>")
     return wrap(inner)
 
 

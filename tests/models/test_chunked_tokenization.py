@@ -21,6 +21,7 @@ from tokenizers import (
 from tokenizers import (
     Tokenizer as FastTokenizer,
 )
+from vocabularies import train_unigram
 
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing import tokenizer as tokenizing
@@ -65,12 +66,7 @@ def _unigram(scheme: str) -> Any:
         [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    fast.train_from_iterator(
-        TEXT * 3,
-        trainers.UnigramTrainer(
-            vocab_size=90, special_tokens=["<s>", "<unk>"], unk_token="<unk>", show_progress=False
-        ),
-    )
+    train_unigram(fast, TEXT, ["<s>", "<unk>"], size=90, unk="<unk>")
     return fast
 
 

@@ -12,8 +12,9 @@ import transformers as hf
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from scoring import load, score
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tolerance import computed
+from vocabularies import train_wordpiece
 
 from alarm_models.errors import RecipeError, SampleError
 from alarm_models.recipe.loader import load_recipe
@@ -276,8 +277,7 @@ def wordpiece(folder: Path) -> Any:
     fast.normalizer = normalizers.BertNormalizer()
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    fast.train_from_iterator(tiny.TEXT, trainer)
+    train_wordpiece(fast, tiny.TEXT, special, size=400, unk="[UNK]")
     fast.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

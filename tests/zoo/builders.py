@@ -18,7 +18,8 @@ import torch
 import transformers as hf
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+from tokenizers.trainers import BpeTrainer
+from vocabularies import train_unigram, train_wordpiece
 
 HIDDEN = 32
 
@@ -173,10 +174,7 @@ def deberta_tokenizer(folder: Path) -> None:
     fast = Tokenizer(models.Unigram())
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     fast.decoder = decoders.Metaspace()
-    trainer = UnigramTrainer(
-        vocab_size=200, special_tokens=special, unk_token="[UNK]", show_progress=False
-    )
-    fast.train_from_iterator(CORPUS, trainer)
+    train_unigram(fast, CORPUS, special, size=200, unk="[UNK]")
     _put_around(fast)
     _write(
         folder, fast, "PreTrainedTokenizerFast", None, cls_token="[CLS]", sep_token="[SEP]",
@@ -190,9 +188,7 @@ def bert_tokenizer(folder: Path) -> None:
     fast = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     fast.normalizer = normalizers.BertNormalizer()
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    fast.train_from_iterator(
-        CORPUS, WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    )
+    train_wordpiece(fast, CORPUS, special, size=300, unk="[UNK]")
     _put_around(fast)
     _write(
         folder, fast, "BertTokenizer", None, cls_token="[CLS]", sep_token="[SEP]",
