@@ -16,9 +16,20 @@ from alarm_models.modeling.inputs import BatchLayout
 from alarm_models.modeling.linear_kernels import PLAIN, unpack_linears
 from alarm_models.modeling.network import HeadedNetwork, Network
 from alarm_models.modeling.packed.backbone import PackedBackbone
+from alarm_models.modeling.packed.last_layer import restore_last_layer
 from alarm_models.modeling.packed.prefix_cache import BatchKV
 
 pytestmark = pytest.mark.numeric
+
+#: Two layers with a short convolution beside attention.
+LFM2 = (
+    hf.Lfm2Config,
+    {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
+)  # fmt: skip
 
 #: Lengths that the probe does not have, and compositions of them: (tokens, of them the prompt's).
 BATCHES = [
@@ -84,6 +95,42 @@ def test_probe_of_padding_in_half_precision_runs_in_float32() -> None:
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+
+
+def small(name: str) -> hf.PreTrainedModel:
+    """Make a model whose layers change its states little, as `transformers` initializes it."""
+    configuration, sizes = {**CONFIGURATIONS, "lfm2": LFM2}[name]
+    torch.manual_seed(0)
+    return hf.AutoModel.from_config(configuration(**sizes)).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["convbert", "electra", "esm", "ibert", "luke", "mpnet", "xlnet", "lfm2", "qwen2-yarn"]
+)
+def test_select_backend_in_half_precision_selects_what_is_exact_in_float32(
+    name: str, dtype: torch.dtype
+) -> None:
+    expected = select_backend(small(name), prefix_cache_bytes=1 << 26)
+    model = small(name).to(dtype)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    selected = select_backend(model, prefix_cache_bytes=1 << 26)
+    assert selected.cost is expected.cost
+    unpack_linears(model)  # those of a processor whose packed products are faster
+    restore_last_layer(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "cost"), [("electra", BatchLayout.PACKED), ("lfm2", BatchLayout.PADDED)]
+)
+def test_select_backend_of_a_large_model_does_not_trust_outputs_alone(
+    name: str, cost: BatchLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_selection, "_MAX_FLOAT32_BYTES", 0)
+    assert select_backend(small(name).to(torch.bfloat16)).cost is cost
 
 
 def test_select_backend_with_two_attentions_a_layer_shares_without_prefix_cache() -> None:

@@ -2,7 +2,8 @@
 
 The reference is plain transformers, one sample at a time and without a cache. Each faster
 candidate runs packed batches, shared prefixes, the prefix cache and padding; candidates that do
-not match the reference are not used.
+not match the reference are not used. Models of 16 bits are also probed in float32, whose rounding
+hides no error, if memory allows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import LongformerModel, PreTrainedModel
@@ -68,7 +69,7 @@ _MAX_PROBED_WINDOW = 512
 #: Configuration keys with lengths beyond which attention changes.
 _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 
-#: Maximum size of a float32 copy of the weights during the padding probe.
+#: Maximum size of a float32 copy of a model's weights during the probes on a CPU.
 _MAX_FLOAT32_BYTES = 4 << 30
 
 #: Exceptions raised by models that a backend cannot run.
@@ -175,11 +176,17 @@ def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_byte
     run_padded = PaddedBackbone(model, has_global=has_global).run_padded
     probe = _Probe.of(model)
     reference = _run_reference(model, probe, run_padded)
-    packed = None
-    if reference.outputs is not None and reference.state is None and not _has_chunks(model):
-        packed = _fastest_packed(model, probe, reference, has_global, prefix_cache_bytes)
-    if packed is not None:
-        return packed
+    if _may_be_packed(model, reference):
+        layouts = [
+            _Layout(is_pruned, share, num_bytes)
+            for is_pruned, share in product((True, False), (True, False))
+            for num_bytes in dict.fromkeys((prefix_cache_bytes if share else 0, 0))
+        ]
+        exact = _exact_layouts(model, probe, layouts, has_global, run_padded)
+        backends = _supported_backends(model)
+        found = _fastest_packed(model, probe, reference, has_global, backends, exact)
+        if found is not None:
+            return found[0]
     return PaddedBackbone(
         model,
         has_global=has_global,
@@ -310,49 +317,110 @@ def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded)
     )
 
 
+class _Layout(NamedTuple):
+    """How a packed backbone runs batches: see `PackedBackbone`."""
+
+    is_pruned: bool
+    share: bool
+    prefix_cache_bytes: int
+
+
+def _may_be_packed(model: PreTrainedModel, reference: _Reference) -> bool:
+    return reference.outputs is not None and reference.state is None and not _has_chunks(model)
+
+
+def _exact_layouts(
+    model: PreTrainedModel,
+    probe: _Probe,
+    layouts: Sequence[_Layout],
+    has_global: bool,
+    run_padded: RunPadded,
+) -> Sequence[_Layout]:
+    """Return the layouts that are exact in float32, if memory allows; else all of them.
+
+    The tolerance of a dtype of 16 bits could hide what a layout leaves out of a model whose weights
+    are small, such as relative positions, or adds, such as a convolution over two samples.
+    """
+    if model.dtype is torch.float32:
+        return layouts
+    if not _fits_in_float32(model):
+        return () if _has_convolution(model) else layouts
+    config: Any = model.config
+    original_attention = config._attn_implementation
+    try:
+        with _in_float32(model):
+            reference = _run_reference(model, probe, run_padded)
+            if not _may_be_packed(model, reference):
+                return layouts  # it does not run in float32
+            found = _fastest_packed(model, probe, reference, has_global, (FUSED,), layouts)
+    except RuntimeError as error:
+        _logger.info("%s is not probed in float32: %s", type(model).__name__, repr(error)[:300])
+        _restore(model, original_attention)
+        return layouts
+    if found is None:
+        return ()
+    _restore(model, original_attention)
+    _, exact = found
+    return [
+        one
+        for one in layouts
+        if one.is_pruned <= exact.is_pruned
+        and one.share <= exact.share
+        and one.prefix_cache_bytes <= exact.prefix_cache_bytes
+    ]
+
+
 def _fastest_packed(
     model: PreTrainedModel,
     probe: _Probe,
     reference: _Reference,
     has_global: bool,
-    prefix_cache_bytes: int,
-) -> PackedBackbone | None:
-    """Return the fastest packed backbone that is exact; if there is none, restore the model."""
+    backends: Sequence[AttentionBackend],
+    layouts: Sequence[_Layout],
+) -> tuple[PackedBackbone, _Layout] | None:
+    """Return the fastest packed backbone that is exact, and its layout.
+
+    If there is none, the model is as before.
+    """
     config: Any = model.config
     original_attention = config._attn_implementation
-    backends = _supported_backends(model)
-    for backend, is_pruned, share in product(backends, (True, False), (True, False)):
-        if is_pruned and not prune_last_layer(model):
+    for backend, layout in product(backends, layouts):
+        if layout.is_pruned and not prune_last_layer(model):
             continue
-        for num_bytes in dict.fromkeys((prefix_cache_bytes, 0) if share else (0,)):
-            try:
-                packed = PackedBackbone(
-                    model,
-                    backend,
-                    share=share,
-                    is_pruned=is_pruned,
-                    has_global=has_global,
-                    prefix_cache_bytes=num_bytes,
-                    lengths=reference.lengths,
-                    max_positions=reference.max_positions,
-                )
-                if not _serves_batch(packed, probe, reference):
-                    break
-                if not packed.has_prefix_cache or _serves_cached(packed, probe, reference):
-                    packed.clear_prefix_cache()
-                    return packed
-            except _REFUSALS as error:
-                # The model does not support the backend, or its keys are not cached.
-                _logger.info(
-                    "%s does not run on %s: %s",
-                    type(model).__name__,
-                    backend.name,
-                    repr(error)[:300],
-                )
+        try:
+            packed = PackedBackbone(
+                model,
+                backend,
+                share=layout.share,
+                is_pruned=layout.is_pruned,
+                has_global=has_global,
+                prefix_cache_bytes=layout.prefix_cache_bytes,
+                lengths=reference.lengths,
+                max_positions=reference.max_positions,
+            )
+            if _serves_batch(packed, probe, reference) and (
+                not packed.has_prefix_cache or _serves_cached(packed, probe, reference)
+            ):
+                packed.clear_prefix_cache()
+                return packed, layout
+        except _REFUSALS as error:
+            # The model does not support the backend or shared prefixes, or its keys are not cached.
+            _logger.info(
+                "%s does not run on %s: %s",
+                type(model).__name__,
+                backend.name,
+                repr(error)[:300],
+            )
         restore_last_layer(model)
-    if not isinstance(model, LongformerModel):
-        model.set_attn_implementation(original_attention)
+    _restore(model, original_attention)
     return None
+
+
+def _restore(model: PreTrainedModel, attention: str) -> None:
+    """Restore a model's last layer and its attention."""
+    restore_last_layer(model)
+    if not isinstance(model, LongformerModel):
+        model.set_attn_implementation(attention)
 
 
 def _supported_backends(model: PreTrainedModel) -> list[AttentionBackend]:
@@ -447,8 +515,7 @@ def _is_padding_exact(
     run_padded: RunPadded,
 ) -> bool:
     """Probe in float32 if memory allows, since rounding could hide a wrong score."""
-    num_bytes = 4 * sum(one.numel() for one in model.parameters())
-    if model.dtype is not torch.float32 and num_bytes <= _MAX_FLOAT32_BYTES:
+    if model.dtype is not torch.float32 and _fits_in_float32(model):
         try:
             with _in_float32(model):
                 outputs = apart.run(_ends_read(probe.samples), run_padded)
@@ -484,6 +551,15 @@ def _serves_padded(
         if not is_near(actual, torch.cat([reference_outputs[ids] for ids in some]), dtype):
             return False
     return True
+
+
+def _fits_in_float32(model: PreTrainedModel) -> bool:
+    """Whether there is memory for a float32 copy, and time to run it on a CPU."""
+    num_bytes = 4 * sum(one.numel() for one in model.parameters())
+    if model.device.type != "cuda":
+        return num_bytes <= _MAX_FLOAT32_BYTES
+    num_free, _ = torch.cuda.mem_get_info(model.device)
+    return num_bytes <= num_free // 2
 
 
 @contextmanager
@@ -544,6 +620,11 @@ def _special_ids(config: Any) -> list[int]:
     # Llama 3.1 has a list of several end-of-text tokens.
     ids = [one for ids in configured for one in (ids if isinstance(ids, list) else [ids])]
     return [one for one in dict.fromkeys(ids) if isinstance(one, int) and one >= 0]
+
+
+def _has_convolution(model: PreTrainedModel) -> bool:
+    """Whether layers mix neighboring tokens beside attention, as those of hybrid models do."""
+    return any(isinstance(one, torch.nn.Conv1d) for one in model.modules())
 
 
 def _has_chunks(model: PreTrainedModel) -> bool:

@@ -91,13 +91,23 @@ def _attention_function(
     ``sliding_window`` counts the tokens visible on each side, including the token itself.
     """
     context = get_forward_context()
-    key, value = context.with_cached_kv(module, key, value)
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    _refuse_shared_prefixes(context, causal=causal)
+    key, value = context.with_cached_kv(module, key, value)
     window = None
     if sliding_window is not None and context.derived(PackedBatch.is_cut_by, sliding_window):
         window = Window(sliding_window - 1, 0 if causal else sliding_window - 1)
     params = AttentionParams(scaling or query.shape[-1] ** -0.5, causal, window, softcap)
     return backend.attend(query, key, value, context, params), None
+
+
+def _refuse_shared_prefixes(context: ForwardContext, *, causal: bool) -> None:
+    """Raise `ValueError` if tokens of a shared prefix should attend to what follows it.
+
+    The probes compare outputs, and the error may be within the tolerance of a 16-bit dtype.
+    """
+    if context.batch.is_shared and not causal:
+        raise ValueError("bidirectional attention cannot share prefixes")
 
 
 #: Maximum number of keys gathered at once; beyond it, copying costs more than the calls saved.
@@ -233,6 +243,7 @@ def attend_reads(
     attend to it in one call, so its keys are not copied for each sample.
     """
     context = get_forward_context()
+    _refuse_shared_prefixes(context, causal=causal)
     key, value = context.with_cached_kv(module, key, value)
     out = query.new_empty(query.transpose(1, 2).shape)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, reads]
