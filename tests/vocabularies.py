@@ -39,7 +39,7 @@ def train_wordpiece(
 
 
 def _substrings(fast: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    for text in texts:
+    for text in dict.fromkeys(texts):
         normal = fast.normalizer.normalize_str(text) if fast.normalizer else text
         for word, _ in fast.pre_tokenizer.pre_tokenize_str(normal):
             for start in range(len(word)):
@@ -48,10 +48,10 @@ def _substrings(fast: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[str, in
 
 
 def _most_frequent(counts: Counter[str], size: int) -> list[str]:
-    """Return every single letter, then long and frequent pieces first."""
+    """Return every single letter, then pieces by how many letters their repetitions have."""
 
     def order(piece: str) -> tuple[bool, int, str]:
         letters = len(piece.removeprefix("##"))
-        return letters > 1, -letters * counts[piece] if letters > 1 else 0, piece
+        return letters > 1, -letters * (counts[piece] - 1) if letters > 1 else 0, piece
 
     return sorted(counts, key=order)[:size]

@@ -11,7 +11,7 @@ from unusual import CONFIGURATIONS, REFORMER, classifier, features, ids, network
 
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling import backend_selection
-from alarm_models.modeling.backend_selection import select_backend
+from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.inputs import BatchLayout
 from alarm_models.modeling.linear_kernels import PLAIN, unpack_linears
 from alarm_models.modeling.network import HeadedNetwork, Network
@@ -113,24 +113,72 @@ def test_select_backend_in_half_precision_selects_what_is_exact_in_float32(
 ) -> None:
     expected = select_backend(small(name), prefix_cache_bytes=1 << 26)
     model = small(name).to(dtype)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    before = _copies(model)
     selected = select_backend(model, prefix_cache_bytes=1 << 26)
-    assert selected.cost is expected.cost
+    assert _layout(selected) == _layout(expected)
     unpack_linears(model)  # those of a processor whose packed products are faster
     restore_last_layer(model)
-    after = model.state_dict()
+    after = _copies(model)
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
+def _layout(backbone: Backbone) -> tuple[object, ...]:
+    is_packed = isinstance(backbone, PackedBackbone)
+    return backbone.cost, is_packed and (backbone.is_pruned, backbone.has_prefix_cache)
+
+
+def _copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        key: tensor.clone()
+        for named in (model.named_parameters(), model.named_buffers())
+        for key, tensor in named
+    }
+
+
 @pytest.mark.parametrize(
-    ("name", "cost"), [("electra", BatchLayout.PACKED), ("lfm2", BatchLayout.PADDED)]
+    ("name", "cost"),
+    [
+        ("electra", BatchLayout.PACKED),
+        ("ibert", BatchLayout.PADDED),
+        ("lfm2", BatchLayout.PADDED),
+        ("mpnet", BatchLayout.PADDED),
+        ("xlnet", BatchLayout.PADDED),
+    ],
 )
 def test_select_backend_of_a_large_model_does_not_trust_outputs_alone(
     name: str, cost: BatchLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend_selection, "_MAX_FLOAT32_BYTES", 0)
     assert select_backend(small(name).to(torch.bfloat16)).cost is cost
+
+
+@pytest.mark.parametrize(
+    ("error", "is_packed"),
+    [
+        (RuntimeError, False),
+        (OSError, False),
+        (OSError, True),
+        (torch.OutOfMemoryError, False),
+        (torch.OutOfMemoryError, True),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "cost"),
+    [("qwen2-yarn", BatchLayout.PREFIX_SHARED), ("mpnet", BatchLayout.PADDED)],
+)
+def test_select_backend_of_a_model_that_does_not_run_in_float32_probes_its_dtype(
+    name: str, cost: BatchLayout, is_packed: bool, error: type[Exception]
+) -> None:
+    model = small(name).to(torch.bfloat16)
+
+    def refuse(module: torch.nn.Module, _: object, given: dict[str, object]) -> None:
+        is_meant = ("position_ids" in given) == is_packed
+        if is_meant and next(module.parameters()).dtype is torch.float32:
+            raise error("not in float32")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    assert select_backend(model, prefix_cache_bytes=1 << 26).cost is cost
 
 
 def test_select_backend_with_two_attentions_a_layer_shares_without_prefix_cache() -> None:

@@ -41,7 +41,7 @@ def _write(folder: Path) -> None:
         norm_rel_ebd="layer_norm", pos_att_type=["p2c", "c2p"], position_biased_input=False,
         type_vocab_size=0,
     )  # fmt: skip
-    torch.manual_seed(15)
+    torch.manual_seed(23)
     base = hf.DebertaV2Model(config).eval()
     heads = {
         "head_layer.1.weight": torch.randn(32, 64) * 0.3,
@@ -176,7 +176,7 @@ async def test_pairrm_compares_with_a_reference_and_sorts_as_its_card(
     shares = [share(one, reference) for one in others]
     assert [one.value for one in scores(found)] == [computed(one) for one in shares]
     wins = [sum(share(one, other) > 0.5 for other in texts if other != one) for one in texts]
-    assert sorted(wins) == [0, 1, 2]
+    assert wins == [2, 1, 0]  # by wide margins, in all three comparisons
     found = await compared(ranker_by("sort"), *group(*texts))
     assert [one.value for one in scores(found)] == [num / 2 for num in wins]
 

@@ -174,7 +174,7 @@ def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_byte
     config: Any = model.config
     config.use_cache = False
     run_padded = PaddedBackbone(model, has_global=has_global).run_padded
-    probe = _Probe.of(model)
+    probe, before = _Probe.of(model), ModuleState(model.modules())
     reference = _run_reference(model, probe, run_padded)
     if _may_be_packed(model, reference):
         layouts = [
@@ -182,7 +182,7 @@ def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_byte
             for is_pruned, share in product((True, False), (True, False))
             for num_bytes in dict.fromkeys((prefix_cache_bytes if share else 0, 0))
         ]
-        exact = _exact_layouts(model, probe, layouts, has_global, run_padded)
+        exact = _exact_layouts(model, before, probe, layouts, has_global, run_padded)
         backends = _supported_backends(model)
         found = _fastest_packed(model, probe, reference, has_global, backends, exact)
         if found is not None:
@@ -331,35 +331,41 @@ def _may_be_packed(model: PreTrainedModel, reference: _Reference) -> bool:
 
 def _exact_layouts(
     model: PreTrainedModel,
+    before: ModuleState,
     probe: _Probe,
     layouts: Sequence[_Layout],
     has_global: bool,
     run_padded: RunPadded,
 ) -> Sequence[_Layout]:
-    """Return the layouts that are exact in float32, if memory allows; else all of them.
+    """Return the layouts that are exact in float32; if it does not run in that, most of them.
 
     The tolerance of a dtype of 16 bits could hide what a layout leaves out of a model whose weights
-    are small, such as relative positions, or adds, such as a convolution over two samples.
+    are small, such as relative positions, or adds, such as a convolution over two samples. In
+    float32 the model starts from the state ``before`` its first pass, with which it is left.
     """
-    if model.dtype is torch.float32:
+    if _is_float32(model):
         return layouts
+    unproven = () if _has_convolution(model) else layouts
     if not _fits_in_float32(model):
-        return () if _has_convolution(model) else layouts
+        return unproven
     config: Any = model.config
     original_attention = config._attn_implementation
+    before.restore()
     try:
         with _in_float32(model):
             reference = _run_reference(model, probe, run_padded)
             if not _may_be_packed(model, reference):
-                return layouts  # it does not run in float32
-            found = _fastest_packed(model, probe, reference, has_global, (FUSED,), layouts)
-    except RuntimeError as error:
+                return unproven
+            found = _fastest_packed(
+                model, probe, reference, has_global, (FUSED,), layouts, is_trial=True
+            )
+    except Exception as error:  # kernels and custom code may raise anything
         _logger.info("%s is not probed in float32: %s", type(model).__name__, repr(error)[:300])
+        return unproven
+    finally:
         _restore(model, original_attention)
-        return layouts
     if found is None:
         return ()
-    _restore(model, original_attention)
     _, exact = found
     return [
         one
@@ -377,10 +383,13 @@ def _fastest_packed(
     has_global: bool,
     backends: Sequence[AttentionBackend],
     layouts: Sequence[_Layout],
+    *,
+    is_trial: bool = False,
 ) -> tuple[PackedBackbone, _Layout] | None:
     """Return the fastest packed backbone that is exact, and its layout.
 
-    If there is none, the model is as before.
+    If there is none, the model is as before. A trial that runs out of memory raises
+    `torch.OutOfMemoryError`, since that says nothing of the layouts.
     """
     config: Any = model.config
     original_attention = config._attn_implementation
@@ -404,6 +413,8 @@ def _fastest_packed(
                 packed.clear_prefix_cache()
                 return packed, layout
         except _REFUSALS as error:
+            if isinstance(error, torch.OutOfMemoryError) and is_trial:
+                raise
             # The model does not support the backend or shared prefixes, or its keys are not cached.
             _logger.info(
                 "%s does not run on %s: %s",
@@ -515,13 +526,13 @@ def _is_padding_exact(
     run_padded: RunPadded,
 ) -> bool:
     """Probe in float32 if memory allows, since rounding could hide a wrong score."""
-    if model.dtype is not torch.float32 and _fits_in_float32(model):
+    if not _is_float32(model) and _fits_in_float32(model):
         try:
             with _in_float32(model):
                 outputs = apart.run(_ends_read(probe.samples), run_padded)
                 return _serves_padded(probe, outputs, together, run_padded, torch.float32)
-        except torch.OutOfMemoryError:
-            pass
+        except Exception as error:  # kernels and custom code may raise anything
+            _logger.info("%s is not probed in float32: %s", type(model).__name__, repr(error)[:300])
     return _serves_padded(probe, outputs, together, run_padded, model.dtype)
 
 
@@ -553,6 +564,10 @@ def _serves_padded(
     return True
 
 
+def _is_float32(model: PreTrainedModel) -> bool:
+    return all(one.dtype is torch.float32 for one in model.parameters() if one.is_floating_point())
+
+
 def _fits_in_float32(model: PreTrainedModel) -> bool:
     """Whether there is memory for a float32 copy, and time to run it on a CPU."""
     num_bytes = 4 * sum(one.numel() for one in model.parameters())
@@ -564,7 +579,8 @@ def _fits_in_float32(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Run the block in float32, then restore the original weights bit for bit."""
+    """Run the block in float32, then restore weights, bit for bit, and the state of modules."""
+    state = ModuleState(model.modules())
     tensors = [one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()]
     originals = [tensor.data for tensor in tensors]
     try:
@@ -574,6 +590,9 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for tensor, data in zip(tensors, originals, strict=True):
             tensor.data = data
+        state.restore()
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # models that are loaded later measure the free memory
 
 
 def _ends_read(samples: Sequence[tuple[int, ...]]) -> list[ModelInput]:

@@ -36,6 +36,7 @@ __all__ = [
     "ReadBatch",
     "attend_reads",
     "group_reads",
+    "refuse_shared_prefixes",
     "use_attention_backend",
 ]
 
@@ -67,9 +68,15 @@ class AttentionBackend(Protocol):
 
 
 def use_attention_backend(model: PreTrainedModel, backend: AttentionBackend) -> None:
-    """Set a model's attention backend; it attends over the batch of the forward context."""
+    """Set a model's attention backend; it attends over the batch of the forward context.
+
+    Raises `ValueError` for a model whose attention is its own.
+    """
     AttentionInterface.register(backend.name, partial(_attention_function, backend))
     model.set_attn_implementation(backend.name)
+    config: Any = model.config
+    if config._attn_implementation != backend.name:
+        raise ValueError(f"{type(model).__name__} does not support other attention functions")
 
 
 def _attention_function(
@@ -92,7 +99,8 @@ def _attention_function(
     """
     context = get_forward_context()
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    _refuse_shared_prefixes(context, causal=causal)
+    if not causal:
+        refuse_shared_prefixes(context)
     key, value = context.with_cached_kv(module, key, value)
     window = None
     if sliding_window is not None and context.derived(PackedBatch.is_cut_by, sliding_window):
@@ -101,12 +109,12 @@ def _attention_function(
     return backend.attend(query, key, value, context, params), None
 
 
-def _refuse_shared_prefixes(context: ForwardContext, *, causal: bool) -> None:
-    """Raise `ValueError` if tokens of a shared prefix should attend to what follows it.
+def refuse_shared_prefixes(context: ForwardContext) -> None:
+    """Raise `ValueError` for a shared prefix, whose tokens should attend to what follows it.
 
     The probes compare outputs, and the error may be within the tolerance of a 16-bit dtype.
     """
-    if context.batch.is_shared and not causal:
+    if context.batch.is_shared:
         raise ValueError("bidirectional attention cannot share prefixes")
 
 
@@ -243,7 +251,8 @@ def attend_reads(
     attend to it in one call, so its keys are not copied for each sample.
     """
     context = get_forward_context()
-    _refuse_shared_prefixes(context, causal=causal)
+    if not causal:
+        refuse_shared_prefixes(context)
     key, value = context.with_cached_kv(module, key, value)
     out = query.new_empty(query.transpose(1, 2).shape)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, reads]

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from transformers import LongformerModel
 
-from alarm_models.modeling.packed.attention import AttentionBackend, attend_reads
+from alarm_models.modeling.packed.attention import (
+    AttentionBackend,
+    attend_reads,
+    refuse_shared_prefixes,
+)
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
 from alarm_models.modeling.packed.sdpa import AttentionParams, Window, attend
 
@@ -38,6 +42,7 @@ class PackedLongformer:
         ``ids`` and ``positions`` are ``[1, tokens]``. The last layer is computed only for the
         reads.
         """
+        refuse_shared_prefixes(context)
         states = self._model.embeddings(input_ids=ids, position_ids=positions)
         *layers, last = self._model.encoder.layer
         for layer in layers:
