@@ -47,6 +47,13 @@ def test_memory_of_usual_batches_is_kept(trimmed: threading.Semaphore) -> None:
     assert not trimmed.acquire(timeout=0.5)
 
 
+def test_memory_of_batches_that_have_become_usual_is_kept(trimmed: threading.Semaphore) -> None:
+    trim = DelayedTrim(0.5)
+    for _ in range(20):
+        trim.record(8000)  # only the first five are twice the mean of those before
+    assert not trimmed.acquire(timeout=1.5)
+
+
 def test_closed_gives_nothing_back(trimmed: threading.Semaphore) -> None:
     trim = DelayedTrim(0.5)
     trim.record(5000)

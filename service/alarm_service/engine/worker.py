@@ -258,12 +258,14 @@ class DelayedTrim:
     """Gives free memory back to the system a minute after an unusually large batch.
 
     Afterwards, batches fault their pages in anew, which costs up to a third of a pass. Therefore it
-    is done at most once a minute.
+    is done at most once a minute, and not if such batches have become usual, as after the first
+    ones of a server.
     """
 
     def __init__(self, delay_s: float = _TRIM_DELAY_S) -> None:
         self._delay_s = delay_s
         self._mean = 0.0
+        self._largest = 0
         self._timer: threading.Timer | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -271,8 +273,10 @@ class DelayedTrim:
     def record(self, num_tokens: int) -> None:
         """Note the tokens of a batch that ended."""
         with self._lock:
-            is_large = num_tokens > max(_TIMES_USUAL * self._mean, _MIN_LARGE_TOKENS)
+            is_large = self._is_large(num_tokens)
             self._mean += _PART_OF_MEAN * (num_tokens - self._mean)
+            if is_large:
+                self._largest = max(self._largest, num_tokens)
             if is_large and self._timer is None and not self._is_closed:
                 self._timer = threading.Timer(self._delay_s, self._trim)
                 self._timer.daemon = True
@@ -289,7 +293,13 @@ class DelayedTrim:
     def _trim(self) -> None:
         with self._lock:
             self._timer = None
-        trim_malloc()
+            is_usual = not self._is_large(self._largest)
+            self._largest = 0
+        if not is_usual:
+            trim_malloc()
+
+    def _is_large(self, num_tokens: int) -> bool:
+        return num_tokens > max(_TIMES_USUAL * self._mean, _MIN_LARGE_TOKENS)
 
 
 @runtime_checkable
