@@ -153,6 +153,12 @@ def test_select_backend_of_a_large_model_does_not_trust_outputs_alone(
     assert select_backend(small(name).to(torch.bfloat16)).cost is cost
 
 
+def test_select_backend_of_a_model_with_its_own_attention_does_not_pack() -> None:
+    torch.manual_seed(0)
+    config = hf.GPTJConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8, vocab_size=500)
+    assert select_backend(hf.AutoModel.from_config(config).eval()).cost is BatchLayout.PADDED
+
+
 @pytest.mark.parametrize(
     ("error", "is_packed"),
     [

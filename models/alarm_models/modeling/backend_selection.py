@@ -337,11 +337,12 @@ def _exact_layouts(
     has_global: bool,
     run_padded: RunPadded,
 ) -> Sequence[_Layout]:
-    """Return the layouts that are exact in float32; if it does not run in that, most of them.
+    """Return the layouts that are exact in float32.
 
-    The tolerance of a dtype of 16 bits could hide what a layout leaves out of a model whose weights
-    are small, such as relative positions, or adds, such as a convolution over two samples. In
-    float32 the model starts from the state ``before`` its first pass, with which it is left.
+    If a 16-bit model cannot run in float32, return all layouts, or none if it has convolutions.
+    With small weights, the tolerance of 16 bits would hide what a layout leaves out, such as
+    relative positions, or adds, such as a convolution across two samples. The model's state is
+    reset to ``before``, the state before its first pass.
     """
     if _is_float32(model):
         return layouts
