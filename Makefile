@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MANIFESTS := pyproject.toml models/pyproject.toml service/pyproject.toml clients/pyproject.toml
+# Compiled when the package is installed.
+KERNELS := models/hatch_build.py $(wildcard models/alarm_models/modeling/kernels/*.cpp) \
+	$(wildcard models/alarm_models/modeling/kernels/*.h)
 
 PRODUCT := --editable ./models --editable './service[study]' --editable ./clients
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
@@ -12,12 +15,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 install: .venv/installed
 
 # Only what the server needs: some test dependencies would be imported at each start.
-.venv/product: $(MANIFESTS) constraints.txt
+.venv/product: $(MANIFESTS) $(KERNELS) constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(PRODUCT)
 	touch $@
 
-.venv/installed: $(MANIFESTS) constraints.txt
+.venv/installed: $(MANIFESTS) $(KERNELS) constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(PRODUCT) --editable '.[dev]'
 	touch $@ .venv/product
@@ -44,7 +47,7 @@ docs: install
 # Build three wheels in dist/, and test the client's in an environment with only its dependencies.
 wheels: install
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist \
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist \
 		./models ./service ./clients
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/alarm_client-*.whl

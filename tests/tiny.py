@@ -148,7 +148,7 @@ def base_with_head(
 ) -> Checkpoint:
     """Create a Llama base with a named linear head, like openbmb/UltraRM-13b."""
     torch.manual_seed(0)
-    return base_with(folder, {f"{head}.weight": torch.randn(outputs, 32)}, as_bin=as_bin)
+    return base_with(folder, {f"{head}.weight": torch.randn(outputs, 32) / 4}, as_bin=as_bin)
 
 
 def causal(architecture: str, folder: Path) -> Checkpoint:

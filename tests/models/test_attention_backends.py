@@ -1,7 +1,6 @@
 """The attention backends of a CPU: equal outputs of each kind of batch, and the choice."""
 
 from random import Random
-from typing import Any
 
 import pytest
 import torch
@@ -10,38 +9,28 @@ from tolerance import assert_computed
 
 from alarm_models.modeling import backend_selection
 from alarm_models.modeling.attention_kernels import (
+    COMPILED,
     FUSED,
-    MATMULS,
     fastest_attention,
     measure_attention,
 )
 from alarm_models.modeling.backend_selection import execution, select_backend
 from alarm_models.modeling.inputs import ModelInput
-from alarm_models.modeling.packed import matmul as matmul_module
+from alarm_models.modeling.kernels.library import fused_kernels
+from alarm_models.modeling.packed import compiled
 from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, pack
-from alarm_models.modeling.packed.matmul import MatmulBackend
+from alarm_models.modeling.packed.compiled import CompiledBackend
 from alarm_models.modeling.packed.sdpa import AttentionParams, Window
 from alarm_models.types import Span
 
 pytestmark = pytest.mark.numeric
 
+needs_kernels = pytest.mark.skipif(
+    fused_kernels(torch.float32) is None, reason="no compiled kernels for this processor"
+)
+
 _DIM = 16
-
-
-@pytest.fixture(autouse=True, params=[1, 1 << 40], ids=["by head", "fused over prefixes"])
-def least_logits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul_module, "_MIN_LOGITS", request.param)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether oneDNN has bfloat16 products here; `ONEDNN_MAX_CPU_ISA` may leave them out."""
-    ones = torch.ones(4, 4, dtype=torch.bfloat16)
-    try:
-        matmul_module._product(ones, ones)
-    except RuntimeError:
-        return False
-    return True
 
 
 def ids(count: int, seed: int) -> tuple[int, ...]:
@@ -55,12 +44,13 @@ def attended(
     backend: AttentionBackend,
     kv_heads: int = 4,
     dtype: torch.dtype = torch.float32,
+    dim: int = _DIM,
 ) -> torch.Tensor:
     """Return a backend's outputs for random states of four heads."""
     seed = torch.Generator().manual_seed(0)
 
     def states(tokens: int, heads: int) -> torch.Tensor:
-        return torch.randn(1, tokens, heads, _DIM, generator=seed).to(dtype).transpose(1, 2)
+        return torch.randn(1, tokens, heads, dim, generator=seed).to(dtype).transpose(1, 2)
 
     query = states(len(batch.ids), 4)
     key, value = states(batch.num_keys, kv_heads), states(batch.num_keys, kv_heads)
@@ -68,9 +58,9 @@ def attended(
 
 
 def tree() -> PackedBatch:
-    """Pack conversations with prefixes on two levels, one of them longer than a piece, and more.
+    """Pack conversations with prefixes on two levels, and more.
 
-    After the prompt come nodes of few tokens, of more than a batched node, and of long ones.
+    After the prompt come nodes of less than a block of queries, and of many.
     """
     prompt = ids(300, 1)
     turns = [prompt + ids(length, length) for length in (30, 20)]
@@ -90,74 +80,158 @@ def ragged() -> PackedBatch:
     return pack([ids(length, length) for length in (5, 30, 31, 1, 300, 530, 90)], share=False)
 
 
-each_matmul = pytest.mark.parametrize("matmul", MATMULS, ids=lambda one: one.name)
-
-
-@each_matmul
-@pytest.mark.parametrize(("kv_heads", "softcap"), [(4, None), (2, 3.0)])
-def test_matmul_over_prefixes_of_depth_two_equals_fused(
-    matmul: MatmulBackend, kv_heads: int, softcap: float | None
+@needs_kernels
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("dim", [8, 10, 32, 80])
+def test_compiled_attention_over_prefixes_of_depth_two_equals_fused(
+    kv_heads: int, dim: int
 ) -> None:
-    params = AttentionParams(0.3, causal=True, softcap=softcap)
-    fused, outputs = (attended(tree(), params, one, kv_heads) for one in (FUSED, matmul))
+    params = AttentionParams(0.3, causal=True)
+    fused, outputs = (attended(tree(), params, one, kv_heads, dim=dim) for one in (FUSED, COMPILED))
     assert_computed(outputs, fused)
 
 
-@each_matmul
-@pytest.mark.parametrize(("depth", "is_too_deep"), [(5, False), (12, True)])
-def test_matmul_over_prefixes_in_many_spans_equals_fused(
-    matmul: MatmulBackend, depth: int, is_too_deep: bool, monkeypatch: pytest.MonkeyPatch
+@needs_kernels
+@pytest.mark.parametrize("size", [1, 7, 16, 32])
+def test_plan_of_blocks_of_any_size_has_each_query_and_key_once(size: int) -> None:
+    for batch, causal, window in [
+        (tree(), True, None),
+        (comb(5), True, None),
+        (ragged(), False, None),
+        (ragged(), True, Window(20, 0)),
+        (ragged(), False, Window(9, 9)),
+        (ragged(), False, Window(20, 20, True)),
+    ]:
+        plan = compiled._plan(batch, causal, window, size)
+        assert plan is not None
+        assert seen_by_plan(plan) == seen(batch, causal, window)
+
+
+def seen_by_plan(plan: compiled._Plan) -> list[list[int]]:
+    """Return the keys that each query attends to."""
+    keys: list[list[int]] = []
+    for first_query, num_queries, first_segment, last_segment in plan.blocks.tolist():
+        assert first_query == len(keys)
+        of_block: list[list[int]] = [[] for _ in range(num_queries)]
+        for first, last, start, end, least, most in plan.segments[
+            first_segment:last_segment
+        ].tolist():
+            for query in range(start, min(end, num_queries)):
+                of_block[query] += (
+                    key
+                    for key in range(first, last)
+                    if least <= key - first - (query - start) <= most
+                )
+        keys += of_block
+    return [sorted(of_query) for of_query in keys]
+
+
+def seen(batch: PackedBatch, causal: bool, window: Window | None) -> list[list[int]]:
+    """Return the same from the nodes."""
+    keys: list[list[int]] = [[] for _ in batch.ids]
+    for node in batch.nodes:
+        for after in range(node.row.end, node.subtree_end):
+            keys[after] += range(*node.keys)
+        length = node.row.end - node.row.start
+        for query in range(length):
+            for key in range(length):
+                if window is not None:
+                    is_seen = -window.back <= key - query <= window.ahead
+                    is_seen |= window.first_is_global and key == 0
+                else:
+                    is_seen = not causal or key <= query
+                if is_seen:
+                    keys[node.row.start + query].append(node.keys.start + key)
+    return [sorted(of_query) for of_query in keys]
+
+
+@needs_kernels
+@pytest.mark.parametrize("is_too_deep", [False, True])
+def test_compiled_attention_over_prefixes_in_many_spans_equals_fused(
+    is_too_deep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, params = comb(depth), AttentionParams(0.3, causal=True)
+    batch, params = comb(12), AttentionParams(0.3, causal=True)
     expected = attended(batch, params, FUSED)
-    num_spans = []
-    attend_prefix = matmul_module._attend_prefix
-
-    def counted(*given: Any) -> None:
-        num_spans.append(len(given[4].path))
-        attend_prefix(*given)
-
-    monkeypatch.setattr(matmul_module, "_attend_prefix", counted)
-    assert_computed(attended(batch, params, matmul), expected)
-    # The fused kernel, which merges one span after another, runs if the tree is too deep.
-    assert max(num_spans, default=0) == (0 if is_too_deep else depth - 1)
+    if is_too_deep:
+        monkeypatch.setattr(compiled, "_MAX_SPANS", 2)
+    assert (compiled._plan(batch, True, None, 32) is None) == is_too_deep
+    assert_computed(attended(batch, params, CompiledBackend()), expected)
 
 
-@each_matmul
-def test_matmul_of_ragged_encoder_samples_equals_fused(matmul: MatmulBackend) -> None:
+@needs_kernels
+@pytest.mark.parametrize("params", [AttentionParams(0.3, causal=True, softcap=3.0)])
+def test_compiled_attention_with_a_soft_cap_is_that_of_torch(params: AttentionParams) -> None:
+    fused, outputs = (attended(tree(), params, one) for one in (FUSED, COMPILED))
+    assert torch.equal(outputs, fused)
+
+
+@needs_kernels
+def test_compiled_attention_of_ragged_encoder_samples_equals_fused() -> None:
     params = AttentionParams(0.3, causal=False)
-    fused, outputs = (attended(ragged(), params, one) for one in (FUSED, matmul))
+    fused, outputs = (attended(ragged(), params, one) for one in (FUSED, COMPILED))
     assert_computed(outputs, fused)
 
 
-@each_matmul
+@needs_kernels
 @pytest.mark.parametrize("window", [Window(20, 0), Window(9, 9), Window(20, 20, True)])
-def test_matmul_within_windows_equals_fused(matmul: MatmulBackend, window: Window) -> None:
+def test_compiled_attention_within_windows_equals_fused(window: Window) -> None:
     params = AttentionParams(0.3, causal=window.ahead == 0, window=window)
-    fused, outputs = (attended(ragged(), params, one, 2) for one in (FUSED, matmul))
+    fused, outputs = (attended(ragged(), params, one, 2) for one in (FUSED, COMPILED))
     assert_computed(outputs, fused)
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="oneDNN has no bfloat16 for this processor")
+@needs_kernels
+def test_compiled_attention_of_large_logits_equals_fused() -> None:
+    # Logits of a thousand are rounded to 1e-4.
+    params = AttentionParams(60.0, causal=True)
+    fused, outputs = (attended(tree(), params, one) for one in (FUSED, COMPILED))
+    assert (outputs - fused).norm() <= 1e-4 * fused.norm()
+
+
+@needs_kernels
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_compiled_attention_to_a_key_that_is_no_number_is_none(broken: float) -> None:
+    batch = pack([ids(40, 1), ids(50, 2)], share=False)
+    states = torch.randn(3, 1, 90, 2, _DIM, generator=torch.Generator().manual_seed(0))
+    query, key, value = (one.transpose(1, 2) for one in states)
+    key[0, 0, 30, 3] = broken
+    params = AttentionParams(0.3, causal=True)
+    outputs = COMPILED.attend(query, key, value, ForwardContext(batch, (), ()), params)
+    # Queries before the key, of other samples and of other heads have a number.
+    is_number = torch.isfinite(outputs).all(-1)[0]
+    expected = torch.ones(90, 2, dtype=torch.bool)
+    if broken is torch.nan:
+        expected[30:40, 0] = False
+        assert torch.equal(is_number, expected)
+    else:
+        assert is_number[:30].all()
+        assert is_number[40:].all()
+        assert is_number[:, 1].all()
+        fused = FUSED.attend(query, key, value, ForwardContext(batch, (), ()), params)
+        assert torch.equal(is_number, torch.isfinite(fused).all(-1)[0])
+
+
 @pytest.mark.parametrize(("scale", "error"), [(0.3, 1e-2), (4.0, 3e-2)])
-@pytest.mark.parametrize("backend", [FUSED, *MATMULS], ids=lambda one: one.name)
+@pytest.mark.parametrize("backend", [FUSED, COMPILED], ids=lambda one: one.name)
 def test_attention_in_bfloat16_is_as_near_to_float32_as_its_rounding(
     backend: AttentionBackend, scale: float, error: float
 ) -> None:
+    if not backend.supports(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("no compiled kernels in bfloat16 for this processor")
     params = AttentionParams(scale, causal=True)
     exact = attended(tree(), params, FUSED, 2)
     outputs = attended(tree(), params, backend, 2, torch.bfloat16)
     assert (outputs - exact).norm() <= error * exact.norm()
 
 
-@each_matmul
+@needs_kernels
 @torch.inference_mode()
-def test_select_backend_on_matmul_uses_cached_prefixes(
-    matmul: MatmulBackend, monkeypatch: pytest.MonkeyPatch
+def test_select_backend_on_compiled_attention_uses_cached_prefixes(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: matmul)
+    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: COMPILED)
     backbone = select_backend(base("qwen3"), prefix_cache_bytes=1 << 24)
-    assert f"attention={matmul.name} " in execution(backbone)
+    assert "attention=alarm_compiled " in execution(backbone)
     # Reads alone are computed, so only the last token is read here.
     batch = [
         ModelInput(one, (Span(len(one) - 1, len(one)),), truncated=False)
@@ -173,14 +247,16 @@ def test_select_backend_on_matmul_uses_cached_prefixes(
 
 
 @torch.inference_mode()
-def test_select_backend_if_matmul_fails_uses_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_backend_if_compiled_attention_fails_uses_fused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("could not create a primitive")
 
     batch = features(random_ids(9, 1))
     expected = packed_backbone("llama").forward(batch).states
-    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: MATMULS[0])
-    monkeypatch.setattr(MatmulBackend, "attend", broken)
+    monkeypatch.setattr(backend_selection, "fastest_attention", lambda *_: COMPILED)
+    monkeypatch.setattr(CompiledBackend, "attend", broken)
     backbone = select_backend(base("llama"))
     assert "attention=alarm_packed" in execution(backbone)
     assert_computed(backbone.forward(batch).states, expected)
@@ -188,21 +264,13 @@ def test_select_backend_if_matmul_fails_uses_fused(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_on_any_processor_is_measured_or_left_alone(dtype: torch.dtype) -> None:
-    assert fastest_attention(dtype, torch.get_num_threads()) in (FUSED, *MATMULS)
+    assert fastest_attention(dtype, torch.get_num_threads()) in (FUSED, COMPILED)
 
 
 def test_measure_attention_of_an_inexact_backend_selects_fused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(MatmulBackend, "attend", lambda self, query, *_: query.transpose(1, 2))
-    assert measure_attention(torch.float32, 1) is FUSED
-
-
-def test_measure_attention_without_operators_selects_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> torch.Tensor:
-        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
-
-    monkeypatch.setattr(MatmulBackend, "attend", missing)
+    monkeypatch.setattr(CompiledBackend, "attend", lambda self, query, *_: query.transpose(1, 2))
     assert measure_attention(torch.float32, 1) is FUSED
 
 

@@ -13,6 +13,7 @@ from alarm_models.errors import CheckpointError
 from alarm_models.modeling import backend_selection
 from alarm_models.modeling.backend_selection import Backbone, select_backend
 from alarm_models.modeling.inputs import BatchLayout
+from alarm_models.modeling.kernels.modules import unfuse_modules
 from alarm_models.modeling.linear_kernels import PLAIN, unpack_linears
 from alarm_models.modeling.network import HeadedNetwork, Network
 from alarm_models.modeling.packed.backbone import PackedBackbone
@@ -91,7 +92,9 @@ def test_probe_of_padding_in_half_precision_runs_in_float32() -> None:
     model = classifier("mobilebert").to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert network(model).cost is BatchLayout.SINGLE
-    unpack_linears(model)  # those of a processor whose packed products are faster
+    # The kernels of some processors.
+    unpack_linears(model)
+    unfuse_modules(model)
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
@@ -116,7 +119,9 @@ def test_select_backend_in_half_precision_selects_what_is_exact_in_float32(
     before = _copies(model)
     selected = select_backend(model, prefix_cache_bytes=1 << 26)
     assert _layout(selected) == _layout(expected)
-    unpack_linears(model)  # those of a processor whose packed products are faster
+    # The kernels of some processors.
+    unpack_linears(model)
+    unfuse_modules(model)
     restore_last_layer(model)
     after = _copies(model)
     assert after.keys() == before.keys()
@@ -225,8 +230,9 @@ def test_probe_leaves_the_prefix_cache_empty() -> None:
 
 
 def test_probe_takes_fourteen_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where packed layers are faster, they take as many again.
+    # The kernels of some processors take four more for each kind.
     monkeypatch.setattr(backend_selection, "fastest_linear", lambda *_: PLAIN)
+    monkeypatch.setattr(backend_selection, "fused_kernels", lambda *_: None)
     model = classifier("qwen2-yarn").model
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -1,8 +1,6 @@
-"""Attention on CPUs: torch's fused kernel, or large matrix products where they are faster.
+"""Attention on CPUs: torch's fused kernel, or the compiled one where it is faster.
 
-The fused kernel calls matrix products on small tiles and stores no logits. With AVX2 it is faster;
-a processor whose products are much faster on large operands gains by storing the logits. All are
-measured on a group when the first model of a dtype is loaded.
+Both are measured on a group when the first model of a dtype is loaded.
 """
 
 from __future__ import annotations
@@ -14,19 +12,17 @@ from itertools import repeat
 import torch
 
 from alarm_models.modeling.kernel_timing import LEAST_GAIN, measured_gain
-from alarm_models.modeling.linear_kernels import has_bfloat16
 from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.batch import ForwardContext, pack
-from alarm_models.modeling.packed.matmul import MatmulBackend
+from alarm_models.modeling.packed.compiled import CompiledBackend
 from alarm_models.modeling.packed.sdpa import AttentionParams, SdpaBackend
 
-__all__ = ["FUSED", "MATMULS", "fastest_attention", "measure_attention"]
+__all__ = ["COMPILED", "FUSED", "fastest_attention", "measure_attention"]
 
 #: The backend that is used unless another one is faster.
 FUSED = SdpaBackend()
 
-#: Without and with batched products: usually the faster one in float32, and in bfloat16.
-MATMULS = (MatmulBackend(batched=False), MatmulBackend(batched=True))
+COMPILED = CompiledBackend()
 
 #: The group that is measured: tokens of the prompt, samples, tokens of each completion.
 _PROMPT, _NUM_SAMPLES, _COMPLETION = 512, 8, 72
@@ -45,15 +41,13 @@ def fastest_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
     if torch.are_deterministic_algorithms_enabled():
         # A measurement may choose otherwise after a restart, and the last bits would differ.
         return FUSED
-    if dtype is torch.bfloat16 and not has_bfloat16():
-        return FUSED  # products of large matrices in bfloat16 are emulated and very slow
     return measure_attention(dtype, num_threads)
 
 
 @torch.inference_mode()
 def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
-    """Measure the backends on a group; return the fastest that is exact."""
-    if dtype not in _TOLERANCE:
+    """Measure the backends on a group; return the faster one, if it is exact."""
+    if dtype not in _TOLERANCE or not COMPILED.supports(torch.device("cpu"), dtype):
         return FUSED
     prompt = tuple(range(_PROMPT))
     samples = [(*prompt, *repeat(_PROMPT + n, _COMPLETION)) for n in range(_NUM_SAMPLES)]
@@ -70,21 +64,17 @@ def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
     def run(backend: AttentionBackend) -> torch.Tensor:
         return backend.attend(query, key, value, context, params)
 
-    outputs, gains = run(FUSED), dict[AttentionBackend, float]()
-    for backend in MATMULS:
-        try:
-            difference = (run(backend) - outputs).float().norm()
-            if difference <= _TOLERANCE[dtype] * outputs.float().norm():
-                gains[backend] = measured_gain(lambda: run(FUSED), partial(run, backend))
-        except (RuntimeError, AttributeError, TypeError) as error:
-            _logger.debug("%s does not run in %s: %s", backend.name, dtype, error)
-    fastest = max(gains, key=gains.__getitem__, default=FUSED)
-    chosen = fastest if gains.get(fastest, 0) >= LEAST_GAIN else FUSED
+    expected, actual = run(FUSED).float(), run(COMPILED).float()
+    gain = 0.0
+    if (actual - expected).norm() <= _TOLERANCE[dtype] * expected.norm():
+        gain = measured_gain(partial(run, FUSED), partial(run, COMPILED))
+    chosen: AttentionBackend = COMPILED if gain >= LEAST_GAIN else FUSED
     _logger.info(
-        "attention in %s with %d threads: %s (%s)",
+        "attention in %s with %d threads: %s (%s is %.2f times as fast)",
         str(dtype).removeprefix("torch."),
         num_threads,
         chosen.name,
-        ", ".join(f"{one.name} is {gain:.2f} times as fast" for one, gain in gains.items()),
+        COMPILED.name,
+        gain,
     )
     return chosen

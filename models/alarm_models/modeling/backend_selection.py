@@ -22,6 +22,8 @@ from transformers import LongformerModel, PreTrainedModel
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.attention_kernels import FUSED, fastest_attention
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
+from alarm_models.modeling.kernels.library import NO_KERNELS, fused_kernels
+from alarm_models.modeling.kernels.modules import fuse_modules, unfuse_modules
 from alarm_models.modeling.linear_kernels import (
     PACKED,
     PLAIN,
@@ -51,7 +53,7 @@ __all__ = [
     "is_near",
     "probe_padding",
     "select_backend",
-    "select_linear_kernel",
+    "select_kernels",
 ]
 
 #: The attention backends: on a GPU, fastest first; on a CPU the fastest is measured.
@@ -96,8 +98,8 @@ class Backbone(Protocol):
     def cost(self) -> BatchLayout:
         """How a batch is laid out."""
 
-    #: The kernel of its linear layers.
-    linear_kernel: str
+    #: The kernels that its layers call.
+    kernels: str
 
     @property
     def max_positions(self) -> int | None:
@@ -133,41 +135,67 @@ def select_backend(
         backbone.clear_prefix_cache()
         return states
 
-    backbone.linear_kernel = select_linear_kernel(model, run)
+    backbone.kernels = select_kernels(model, run)
     _logger.debug("%s runs on %s", type(model).__name__, execution(backbone))
     return backbone
 
 
 def execution(backbone: Backbone) -> str:
     """Return how a backbone runs its batches, for `/models` and the log."""
-    return f"layout={backbone.cost.value} attention={backbone.name} linear={backbone.linear_kernel}"
+    return f"layout={backbone.cost.value} attention={backbone.name} {backbone.kernels}"
 
 
 @torch.inference_mode()
-def select_linear_kernel(
+def select_kernels(
     model: PreTrainedModel, run: Callable[[Sequence[ModelInput]], torch.Tensor]
 ) -> str:
-    """Pack a model's linear layers if that is faster on this processor; return their kernel.
+    """Give a model on a CPU the fastest linear layers, and compiled kernels; return their names.
 
-    ``run`` returns the outputs of a batch. If they change, or if the model cannot run on packed
-    layers, the layers are left as they were.
+    ``run`` returns the outputs of a batch. If they change, or if the model cannot run on one of
+    these, it is left as it was.
     """
-    if model.device.type != "cpu":
-        return PLAIN
-    if fastest_linear(model.dtype, torch.get_num_threads()) == PLAIN:
-        return PLAIN
-    is_same = False
+    linear, fused = PLAIN, NO_KERNELS
+    kernels = fused_kernels(model.dtype) if model.device.type == "cpu" else None
+    is_packed = (
+        model.device.type == "cpu"
+        and fastest_linear(model.dtype, torch.get_num_threads()) == PACKED
+    )
     try:
-        samples = _ends_read(_Probe.of(model).short)
-        expected = torch.cat([run([one]) for one in samples])
-        pack_linears(model)
-        outputs = torch.cat([run([one]) for one in samples])
-        is_same = is_near(outputs, expected, model.dtype)
+        expected = _probe_outputs(model, run) if is_packed or kernels is not None else None
+    except _REFUSALS:
+        expected = None
+    if expected is None:
+        return f"linear={linear} fused={fused}"
+    if is_packed and _runs_alike(model, run, expected, pack_linears, unpack_linears):
+        linear = PACKED
+    if kernels is not None and _runs_alike(model, run, expected, fuse_modules, unfuse_modules):
+        fused = kernels.name
+    return f"linear={linear} fused={fused}"
+
+
+def _runs_alike(
+    model: PreTrainedModel,
+    run: Callable[[Sequence[ModelInput]], torch.Tensor],
+    expected: torch.Tensor,
+    change: Callable[[PreTrainedModel], object],
+    undo: Callable[[PreTrainedModel], object],
+) -> bool:
+    """Change a model; undo that if its outputs change."""
+    try:
+        change(model)
+        if is_near(_probe_outputs(model, run), expected, model.dtype):
+            return True
     except _REFUSALS:
         pass
-    if not is_same:
-        unpack_linears(model)
-    return PACKED if is_same else PLAIN
+    undo(model)
+    return False
+
+
+def _probe_outputs(
+    model: PreTrainedModel, run: Callable[[Sequence[ModelInput]], torch.Tensor]
+) -> torch.Tensor:
+    samples = _ends_read(_Probe.of(model).group)
+    return torch.cat([run([one]) for one in samples])
 
 
 def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_bytes: int) -> Backbone:

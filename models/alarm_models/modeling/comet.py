@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from alarm_models.errors import CheckpointError
-from alarm_models.modeling.backend_selection import probe_padding, select_linear_kernel
+from alarm_models.modeling.backend_selection import probe_padding, select_kernels
 from alarm_models.modeling.checkpoint import read_tensors
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ForwardOutput, ModelInput, split_sequences
@@ -196,10 +196,10 @@ class CometNetwork:
         self.pooling: Pooling | None = Pooling.OWN
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
         self.cost = self._padding.cost
-        linear_kernel = select_linear_kernel(
+        kernels = select_kernels(
             model, lambda batch: torch.cat(self._padding.run(batch, self._run_padded))
         )
-        self.execution = f"layout={self.cost.value} linear={linear_kernel}"
+        self.execution = f"layout={self.cost.value} {kernels}"
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:

@@ -16,7 +16,7 @@ from alarm_models.modeling.backend_selection import (
     Backbone,
     execution,
     probe_padding,
-    select_linear_kernel,
+    select_kernels,
 )
 from alarm_models.modeling.heads import Head, Pooling
 from alarm_models.modeling.inputs import (
@@ -210,10 +210,10 @@ class WholeNetwork:
         self.pooling: Pooling | None = Pooling.OWN
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
         self.cost = self._padding.cost
-        linear_kernel = select_linear_kernel(
+        kernels = select_kernels(
             model, lambda batch: torch.cat(self._padding.run(batch, self._run_padded))
         )
-        self.execution = f"layout={self.cost.value} linear={linear_kernel}"
+        self.execution = f"layout={self.cost.value} {kernels}"
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:

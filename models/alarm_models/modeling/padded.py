@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
+from alarm_models.modeling.kernels.library import NO_KERNELS
 from alarm_models.modeling.linear_kernels import PLAIN
 from alarm_models.modeling.packed.positions import Lengths, ModuleState
 
@@ -75,7 +76,7 @@ class PaddedBackbone:
         self._padding = padding or PaddingPolicy()
         self.cost = self._padding.cost
         self.name = self.cost.value
-        self.linear_kernel = PLAIN
+        self.kernels = f"linear={PLAIN} fused={NO_KERNELS}"
         self.max_positions = max_positions
 
     def forward(self, batch: Sequence[ModelInput]) -> ReadStates:

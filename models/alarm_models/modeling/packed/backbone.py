@@ -9,6 +9,7 @@ import torch
 from transformers import LongformerModel, PreTrainedModel
 
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
+from alarm_models.modeling.kernels.library import NO_KERNELS
 from alarm_models.modeling.linear_kernels import PLAIN
 from alarm_models.modeling.packed.attention import AttentionBackend, use_attention_backend
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, forward_context, pack
@@ -48,7 +49,7 @@ class PackedBackbone:
         max_positions: int | None = None,
     ) -> None:
         self.name = backend.name
-        self.linear_kernel = PLAIN
+        self.kernels = f"linear={PLAIN} fused={NO_KERNELS}"
         self.is_pruned = is_pruned
         self.max_positions = max_positions
         self.cost = BatchLayout.PREFIX_SHARED if share else BatchLayout.PACKED

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from alarm_models.modeling.kernels.modules import rotate_heads
 from alarm_models.modeling.packed.attention import attend_reads
 from alarm_models.modeling.packed.batch import get_forward_context
 
@@ -63,11 +64,11 @@ class _LlamaLastLayer(LastLayerAtReads):
         key = self._heads(attention.k_proj(normed), "k_norm")
         value = self._heads(attention.v_proj(normed), "")
         cos, sin = position_embeddings  # [1, tokens, dim]
-        query = _rotated(query, cos[:, places], sin[:, places])
+        query = rotate_heads(query, cos[:, places], sin[:, places])
         attended = attend_reads(
             attention,
             query,
-            _rotated(key, cos, sin),
+            rotate_heads(key, cos, sin),
             value,
             scale=attention.scaling,
             causal=True,
@@ -132,9 +133,3 @@ def restore_last_layer(model: PreTrainedModel) -> None:
 def _layers(model: Any) -> torch.nn.ModuleList:
     layers: torch.nn.ModuleList = model.layers if hasattr(model, "layers") else model.encoder.layer
     return layers
-
-
-def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate heads ``[1, heads, tokens, dim]`` to their positions (Su et al. 2021)."""
-    one, other = states.chunk(2, -1)
-    return states * cos[:, None] + torch.cat([-other, one], -1) * sin[:, None]

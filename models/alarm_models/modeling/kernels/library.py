@@ -1,0 +1,144 @@
+"""The compiled kernels of `kernels.cpp`, called on tensors.
+
+There is a shared library for each instruction set, compiled when the package was built. The kernels
+run on the threads of torch's OpenMP pool. Without a library for this processor or build of torch,
+`fused_kernels` returns None, and torch's own operators are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+__all__ = ["NO_KERNELS", "FusedKernels", "fused_kernels"]
+
+#: The name of the kernels where there are none.
+NO_KERNELS = "none"
+
+#: Numbers per thread: with fewer, waking it takes longer.
+_LEAST_SHARE = 16384
+
+#: Maximum width of a head.
+_MAX_DIM = 256
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+
+#: The arguments of each function, without its number of threads.
+_ARGUMENTS = {
+    "attend": [*[_POINTER] * 4, *[_SIZE] * 10, _FLOAT, _POINTER, _POINTER, _SIZE],
+    "rms_norm": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT],
+    "gated_silu": [_POINTER, _POINTER, _POINTER, _SIZE],
+    "rotate": [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE],
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class FusedKernels:
+    """The kernels of one instruction set for tensors of one dtype, which must be contiguous."""
+
+    def __init__(self, library: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
+        """Raise `AttributeError` if the library has no kernels for the dtype."""
+        self.name, self.dtype = name, dtype
+        suffix = str(dtype).removeprefix("torch.")
+        self._functions = {kernel: getattr(library, f"{kernel}_{suffix}") for kernel in _ARGUMENTS}
+        self.queries_per_block: int = library.queries_per_block()
+        for kernel, arguments in _ARGUMENTS.items():
+            self._functions[kernel].argtypes = [*arguments, _SIZE]
+            self._functions[kernel].restype = None
+
+    def attends(self, query: torch.Tensor, value: torch.Tensor) -> bool:
+        """Whether the kernel takes heads of these widths; they are the last axis."""
+        return max(query.shape[-1], value.shape[-1]) <= _MAX_DIM and query.shape[-1] % 2 == 0
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        blocks: torch.Tensor,
+        segments: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attend from queries to keys; see `attention.cpp` for ``blocks`` and ``segments``.
+
+        ``query`` is ``[tokens, heads, dim]``, ``key`` and ``value`` are ``[keys, heads, dim]`` with
+        as many heads or fewer; returns ``[tokens, heads, dim]``.
+        """
+        query, key, value = (
+            one
+            if one.stride(2) == 1 and all(step % 2 == 0 for step in one.stride()[:2])
+            else one.contiguous()
+            for one in (query, key, value)
+        )
+        (num_tokens, num_heads, dim), (_, num_kv_heads, value_dim) = query.shape, value.shape
+        out = query.new_empty(num_tokens, num_heads, value_dim)
+        self._functions["attend"](
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(),
+            *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
+            num_heads, num_heads // num_kv_heads, dim, value_dim, scale,
+            blocks.data_ptr(), segments.data_ptr(), len(blocks),
+            min(torch.get_num_threads(), len(blocks) * num_heads),
+        )  # fmt: skip
+        return out
+
+    def rms_norm(self, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Return states ``[..., width]`` divided by their root mean square, times the weight."""
+        out, width = torch.empty_like(states), states.shape[-1]
+        self._functions["rms_norm"](
+            states.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            states.numel() // width, width, epsilon, _threads(states),
+        )  # fmt: skip
+        return out
+
+    def gated_silu_(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Replace the gate by ``silu(gate) * up``; return it."""
+        self._functions["gated_silu"](
+            gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel(), _threads(gate)
+        )
+        return gate
+
+    def rotate(
+        self, states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
+    ) -> torch.Tensor:
+        """Return heads ``[tokens, heads, dim]`` rotated to their positions.
+
+        ``cosine`` and ``sine`` are ``[tokens, dim]``.
+        """
+        out = torch.empty_like(states)
+        self._functions["rotate"](
+            states.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr(),
+            *states.shape, _threads(states),
+        )  # fmt: skip
+        return out
+
+
+def _threads(states: torch.Tensor) -> int:
+    return min(torch.get_num_threads(), 1 + states.numel() // _LEAST_SHARE)
+
+
+@cache
+def fused_kernels(dtype: torch.dtype) -> FusedKernels | None:
+    """Return the kernels for a dtype on this processor; None if there are none."""
+    name = _instruction_set()
+    path = Path(__file__).with_name(f"kernels_{name}.so")
+    try:
+        # The pool that torch uses, which it has loaded; other builds of torch have another one.
+        ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL)
+        return FusedKernels(ctypes.CDLL(str(path)), name, dtype)
+    except (OSError, AttributeError) as error:
+        _logger.debug("no compiled kernels for %s: %s", dtype, error)
+        return None
+
+
+def _instruction_set() -> str:
+    """Return the instruction set that torch's own kernels use, with bfloat16 if there is."""
+    name = torch.backends.cpu.get_cpu_capability().lower()
+    if name == "avx512" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return "avx512_bf16"
+    return name

@@ -1,0 +1,234 @@
+"""Replaces parts of a transformer on a CPU by ones that call the compiled kernels.
+
+A part is replaced only if the kernel gives its outputs: root-mean-square norms, gated MLPs with
+SiLU, and attention layers that rotate both halves of their heads together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
+
+__all__ = ["FusedGatedMlp", "FusedRMSNorm", "fuse_modules", "rotate_heads", "unfuse_modules"]
+
+#: The largest error of a kernel, as a share of the outputs' size.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+#: Tokens, and the width of heads, with which a part is tried.
+_TOKENS, _ROTATED = 5, 32
+
+#: The parts of a gated MLP.
+_MLP = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+#: The function that transformers' attention layers call to rotate queries and keys.
+_ROTATE = "apply_rotary_pos_emb"
+
+
+class FusedRMSNorm(torch.nn.Module):
+    """Replaces a root-mean-square norm."""
+
+    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+        super().__init__()
+        self.module: Any = module
+        self._kernels = kernels
+        self._epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0)))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight, ``[width]``."""
+        weight: torch.Tensor = self.module.weight
+        return weight
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return normed states, ``[..., width]``."""
+        weight = self.module.weight
+        if states.dtype is not weight.dtype:
+            plain: torch.Tensor = self.module(states)
+            return plain
+        return self._kernels.rms_norm(states.contiguous(), weight, self._epsilon)
+
+
+class FusedGatedMlp(torch.nn.Module):
+    """Replaces a gated MLP whose activation is SiLU."""
+
+    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+        super().__init__()
+        self.module: Any = module
+        self._kernels = kernels
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the MLP's output, ``[..., width]``."""
+        mlp = self.module
+        gate, up = mlp.gate_proj(states), mlp.up_proj(states)
+        activated: torch.Tensor = mlp.down_proj(self._kernels.gated_silu_(gate, up))
+        return activated
+
+
+@torch.inference_mode()
+def fuse_modules(model: PreTrainedModel) -> int:
+    """Replace the parts of a model that the kernels can compute, in place; return how many."""
+    kernels = fused_kernels(model.dtype)
+    if kernels is None:
+        return 0
+    num_fused = 0
+    for parent, name, child in list(_children(model)):
+        fused = _fused(child, kernels)
+        if fused is not None:
+            setattr(parent, name, fused)
+            num_fused += 1
+    functions: dict[FunctionType, FunctionType | None] = {}
+    return num_fused + sum(_fuse_rotation(one, kernels, functions) for one in model.modules())
+
+
+def unfuse_modules(model: torch.nn.Module) -> None:
+    """Undo `fuse_modules`."""
+    for parent, name, child in list(_children(model)):
+        if isinstance(child, FusedRMSNorm | FusedGatedMlp):
+            setattr(parent, name, child.module)
+    for module in model.modules():
+        own = vars(module).get("forward")
+        if isinstance(own, MethodType) and isinstance(
+            own.__func__.__globals__.get(_ROTATE), _Rotation
+        ):
+            del module.forward
+
+
+def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            yield parent, name, child
+
+
+def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
+    """Return what replaces a module; None if nothing does, or if the outputs would differ."""
+    fused: FusedRMSNorm | FusedGatedMlp
+    try:
+        if type(module).__name__.endswith("RMSNorm"):
+            fused, width = FusedRMSNorm(module, kernels), len(module.weight)
+        elif all(hasattr(module, name) for name in _MLP):
+            fused, width = FusedGatedMlp(module, kernels), module.gate_proj.in_features
+        else:
+            return None
+        states = _random(1, _TOKENS, width).to(kernels.dtype)
+        return fused if _is_near(fused(states), module(states)) else None
+    except Exception:  # a module of custom code may raise anything
+        return None
+
+
+class _Rotation:
+    """Replaces the function with which attention layers rotate queries and keys."""
+
+    def __init__(self, original: Callable[..., Any], kernels: FusedKernels) -> None:
+        self._original, self._kernels = original, kernels
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        *options: Any,
+        **named_options: Any,
+    ) -> Any:
+        if options or named_options or not _can_rotate((query, key), cosine, sine, self._kernels):
+            return self._original(query, key, cosine, sine, *options, **named_options)
+        return tuple(_rotated(one, cosine, sine, self._kernels) for one in (query, key))
+
+
+def rotate_heads(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotate heads ``[batch, heads, tokens, dim]`` to their positions (Su et al. 2021).
+
+    ``cosine`` and ``sine`` are ``[batch, tokens, dim]``.
+    """
+    kernels = fused_kernels(states.dtype) if states.device.type == "cpu" else None
+    if kernels is not None and _can_rotate((states,), cosine, sine, kernels):
+        return _rotated(states, cosine, sine, kernels)
+    one, other = states.chunk(2, -1)
+    return states * cosine[:, None] + torch.cat([-other, one], -1) * sine[:, None]
+
+
+def _can_rotate(
+    heads: Sequence[torch.Tensor], cosine: torch.Tensor, sine: torch.Tensor, kernels: FusedKernels
+) -> bool:
+    return (
+        cosine.shape == sine.shape
+        and all(
+            one.dtype is kernels.dtype
+            and (one.shape[0], *one.shape[2:]) == cosine.shape
+            and one.shape[-1] % 2 == 0
+            for one in heads
+        )
+        and cosine.dtype is sine.dtype is kernels.dtype
+    )
+
+
+def _rotated(
+    states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, kernels: FusedKernels
+) -> torch.Tensor:
+    # Queries and keys are views of [batch, tokens, heads, dim].
+    tokens = states.transpose(1, 2).contiguous()
+    out = kernels.rotate(
+        tokens.flatten(0, 1), cosine.contiguous().flatten(0, 1), sine.contiguous().flatten(0, 1)
+    )
+    return out.view(tokens.shape).transpose(1, 2)
+
+
+def _fuse_rotation(
+    module: torch.nn.Module,
+    kernels: FusedKernels,
+    functions: dict[FunctionType, FunctionType | None],
+) -> bool:
+    """Let an attention layer call the kernel instead of its module's function, if that is the same.
+
+    Only this layer's ``forward`` is changed: a copy that looks up the function elsewhere.
+    """
+    forward = type(module).forward
+    if not isinstance(forward, FunctionType) or _ROTATE not in forward.__code__.co_names:
+        return False
+    if forward not in functions:
+        functions[forward] = _with_rotation(forward, kernels)
+    function = functions[forward]
+    if function is not None:
+        module.forward = MethodType(function, module)
+    return function is not None
+
+
+def _with_rotation(forward: FunctionType, kernels: FusedKernels) -> FunctionType | None:
+    original = forward.__globals__.get(_ROTATE)
+    if original is None:
+        return None
+    rotation = _Rotation(original, kernels)
+    query, key = _random(2, 1, 2, _TOKENS, _ROTATED).to(kernels.dtype)
+    cosine, sine = _random(2, 1, _TOKENS, _ROTATED).to(kernels.dtype)
+    try:
+        pairs = zip(
+            rotation(query, key, cosine, sine), original(query, key, cosine, sine), strict=True
+        )
+        if not all(_is_near(one, other) for one, other in pairs):
+            return None
+    except Exception:  # a function of custom code may raise anything
+        return None
+    copied = FunctionType(
+        forward.__code__,
+        {**forward.__globals__, _ROTATE: rotation},
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    copied.__kwdefaults__ = forward.__kwdefaults__
+    return copied
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _is_near(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    error = (actual - expected).float().norm()
+    return bool(error <= _TOLERANCE[expected.dtype] * expected.float().norm())

@@ -1,0 +1,258 @@
+"""The compiled kernels: torch's results, for each instruction set, and any model runs on them."""
+
+import copy
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from tolerance import assert_computed, computed
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from unusual import classifier, features, ids, network, plain
+
+from alarm_models.modeling import backend_selection
+from alarm_models.modeling.kernels import library
+from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
+from alarm_models.modeling.kernels.modules import (
+    FusedGatedMlp,
+    FusedRMSNorm,
+    fuse_modules,
+    rotate_heads,
+    unfuse_modules,
+)
+from alarm_models.modeling.packed import compiled
+from alarm_models.modeling.packed.batch import pack
+
+pytestmark = pytest.mark.numeric
+
+BF16 = torch.bfloat16
+
+#: The processor features that each library needs.
+FEATURES = {
+    "avx2": ("avx2",),
+    "avx512": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq"),
+    "avx512_bf16": ("avx512_f", "avx512_vl", "avx512_bw", "avx512_dq", "avx512_bf16"),
+}
+
+needs_kernels = pytest.mark.skipif(
+    fused_kernels(torch.float32) is None, reason="no compiled kernels for this processor"
+)
+
+
+def all_kernels() -> Iterator[FusedKernels]:
+    """Yield the kernels of each library that runs here, for each dtype."""
+    if fused_kernels(torch.float32) is None:
+        return  # torch was told to use no such instructions, or has another thread pool
+    capabilities = torch.cpu.get_capabilities()
+    for name, needed in FEATURES.items():
+        if all(capabilities.get(one, False) for one in needed):
+            path = Path(library.__file__).with_name(f"kernels_{name}.so")
+            yield FusedKernels(ctypes.CDLL(str(path)), name, torch.float32)
+            if name == "avx512_bf16":
+                yield FusedKernels(ctypes.CDLL(str(path)), name, BF16)
+
+
+each_kernels = pytest.mark.parametrize(
+    "kernels", list(all_kernels()), ids=lambda one: f"{one.name}-{str(one.dtype)[6:]}"
+)
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Fail unless results agree, in bfloat16 up to its rounding."""
+    assert actual.dtype is expected.dtype
+    if actual.dtype is BF16:
+        torch.testing.assert_close(actual, expected, atol=1e-2, rtol=1e-2)
+    else:
+        assert_computed(actual, expected)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_there_are_kernels_for_each_processor_with_avx2_on_linux() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the kernels are compiled for Linux")
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert (fused_kernels(torch.float32) is not None) == (capability in ("AVX2", "AVX512"))
+    assert fused_kernels(torch.float16) is None
+    assert fused_kernels(torch.float64) is None
+
+
+def test_without_a_library_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_instruction_set", lambda: "sse2")
+    assert fused_kernels.__wrapped__(torch.float32) is None
+
+
+@each_kernels
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 16), (1, 70, 768), (0, 32)])
+def test_rms_norm_is_that_of_llama(kernels: FusedKernels, shape: tuple[int, ...]) -> None:
+    norm = hf.models.llama.modeling_llama.LlamaRMSNorm(shape[-1], eps=1e-5)
+    norm.weight.data = random(shape[-1]) + 1
+    norm.to(kernels.dtype)
+    states = (3 * random(*shape)).to(kernels.dtype)
+    assert_near(kernels.rms_norm(states, norm.weight, 1e-5), norm(states).detach())
+
+
+@each_kernels
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 64, 1000, 70_001])
+def test_gated_silu_is_that_of_torch(kernels: FusedKernels, size: int) -> None:
+    gate, up = (10 * random(2, size)).to(kernels.dtype)
+    expected = torch.nn.functional.silu(gate) * up
+    assert_near(kernels.gated_silu_(gate.clone(), up), expected)
+
+
+@each_kernels
+def test_gated_silu_of_extreme_numbers_is_that_of_torch(kernels: FusedKernels) -> None:
+    gate = torch.tensor([-1e30, -200.0, -90.0, 0.0, 90.0, 1e30, float("nan")]).to(kernels.dtype)
+    up = torch.ones_like(gate)
+    outputs = kernels.gated_silu_(gate.clone(), up)
+    assert torch.equal(outputs.isnan(), gate.isnan())
+    assert_near(outputs[1:-1], torch.nn.functional.silu(gate)[1:-1])
+
+
+@each_kernels
+@pytest.mark.parametrize(("tokens", "heads", "dim"), [(1, 1, 2), (9, 3, 20), (300, 2, 64)])
+def test_rotate_is_that_of_llama(kernels: FusedKernels, tokens: int, heads: int, dim: int) -> None:
+    states = random(1, tokens, heads, dim).to(kernels.dtype).transpose(1, 2)
+    cosine, sine = random(2, 1, tokens, dim).to(kernels.dtype)
+    expected, _ = apply_rotary_pos_emb(states, states, cosine, sine)
+    rotated = kernels.rotate(states[0].transpose(0, 1), cosine[0], sine[0])
+    torch.testing.assert_close(
+        rotated,
+        expected[0].transpose(0, 1),
+        atol=5e-2 if kernels.dtype is BF16 else 1e-5,
+        rtol=1e-2,
+    )
+
+
+@each_kernels
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dim", [2, 16, 33 * 2, 256])
+def test_attend_is_attention_of_each_sample(
+    kernels: FusedKernels, dim: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    samples = [tuple(range(length)) for length in (1, 31, 32, 33, 170)]
+    plan = compiled._plan(pack(samples, share=False), False, None, kernels.queries_per_block)
+    assert plan is not None
+    num_tokens = sum(map(len, samples))
+    query = random(num_tokens, 4, dim).to(kernels.dtype)
+    key, value = random(2, num_tokens, 2, dim).to(kernels.dtype)
+    outputs = kernels.attend(query, key, value, dim**-0.5, *plan)
+    start = 0
+    for sample in samples:
+        rows = slice(start, start + len(sample))
+        start += len(sample)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *(one[rows].float().transpose(0, 1).unsqueeze(0) for one in (query, key, value)),
+            enable_gqa=True,
+        )
+        expected = expected[0].transpose(0, 1).to(kernels.dtype)
+        torch.testing.assert_close(
+            outputs[rows], expected, atol=2e-2 if kernels.dtype is BF16 else 1e-5, rtol=1e-2
+        )
+
+
+@needs_kernels
+def test_kernels_that_are_not_exact_replace_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*states: torch.Tensor | float) -> torch.Tensor:
+        return torch.zeros_like(states[1])  # type: ignore[arg-type]
+
+    for name in ("rms_norm", "gated_silu_"):
+        monkeypatch.setattr(FusedKernels, name, broken)
+    monkeypatch.setattr(FusedKernels, "rotate", lambda self, states, *_: states + 1)
+    assert fuse_modules(classifier("qwen2-yarn")) == 0
+
+
+@needs_kernels
+def test_fuse_modules_replaces_what_is_like_llamas_and_unfuse_restores_it() -> None:
+    model = classifier("qwen2-yarn")
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    layers = model.config.num_hidden_layers
+    # Two norms, an MLP and an attention layer in each layer, and the last norm.
+    assert fuse_modules(model) == 4 * layers + 1
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(FusedRMSNorm) == 2 * layers + 1
+    assert kinds.count(FusedGatedMlp) == layers
+    unfuse_modules(model)
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@needs_kernels
+def test_fuse_modules_changes_no_other_model() -> None:
+    fused, other = classifier("qwen2-yarn"), classifier("qwen2-yarn")
+    original = hf.models.qwen2.modeling_qwen2.apply_rotary_pos_emb
+    fuse_modules(fused)
+    assert hf.models.qwen2.modeling_qwen2.apply_rotary_pos_emb is original
+    assert not any("forward" in vars(module) for module in other.modules())
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["gemma", "cohere"])
+def test_fuse_modules_leaves_other_norms_activations_and_rotations(name: str) -> None:
+    small = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 50,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+    }  # fmt: skip
+    model = hf.AutoModel.from_config(hf.AutoConfig.for_model(name, **small)).eval()
+    num_fused = fuse_modules(model)
+    kinds = {type(module) for module in model.modules()}
+    if name == "gemma":  # its weight is added to 1, its gate is GELU
+        assert not kinds & {FusedRMSNorm, FusedGatedMlp}
+    else:  # neighbours rotate together, and norms are not by the root mean square
+        assert num_fused == 1
+        assert kinds >= {FusedGatedMlp}
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 9, 8), (3, 2, 9, 8)])
+def test_rotate_heads_is_that_of_llama_in_each_dtype(shape: tuple[int, ...]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        states = random(*shape).to(dtype)
+        cosine, sine = random(2, shape[0], *shape[2:]).to(dtype)
+        expected, _ = apply_rotary_pos_emb(states, states, cosine, sine)
+        torch.testing.assert_close(rotate_heads(states, cosine, sine), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "name",
+    ["llama-dynamic", "electra", "phimoe", "t5", "opt", "qwen2-yarn", "diffllama", "modernbert"],
+)
+def test_select_backend_on_fused_kernels_gives_transformers_scores(name: str) -> None:
+    model = classifier(name)
+    expected = copy.deepcopy(model)
+    served = network(model)
+    assert f"fused={library._instruction_set()}" in served.execution
+    samples = [
+        ids(length, seed, prompt) for seed, (length, prompt) in enumerate([(40, 30), (35, 30)])
+    ]
+    outputs = served.forward(features(served, samples))
+    assert [one.item() for one in outputs] == computed([plain(expected, one) for one in samples])
+
+
+@needs_kernels
+def test_select_backend_if_a_model_fails_on_fused_kernels_leaves_it_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(model: hf.PreTrainedModel) -> int:
+        fuse_modules(model)
+        model.forward = None  # type: ignore[method-assign]
+        raise RuntimeError("a model of another kind")
+
+    def undo(model: hf.PreTrainedModel) -> None:
+        unfuse_modules(model)
+        del model.forward
+
+    monkeypatch.setattr(backend_selection, "fuse_modules", broken)
+    monkeypatch.setattr(backend_selection, "unfuse_modules", undo)
+    model = classifier("qwen2-yarn")
+    expected = copy.deepcopy(model)
+    served = network(model)
+    assert "fused=none" in served.execution
+    outputs = served.forward(features(served, [ids(20, 1, 0)]))
+    assert [one.item() for one in outputs] == computed([plain(expected, ids(20, 1, 0))])
