@@ -70,6 +70,7 @@ struct Scratch {
     typename Unit::Word values[KEYS / 2][MAX_DIM];                  // only pairs
     float out[MAX_DIM][QUERIES];  // weighted sums of values, transposed
     Floats largest[VECTORS], sums[VECTORS];
+    Ints is_in_segment[VECTORS];
 };
 
 template <typename Word>
@@ -96,7 +97,8 @@ INLINE void multiply_keys(Scratch<Unit> &scratch, const typename Unit::Word *key
             store(&scratch.logits[first + key][vector * LANES], sums[key][vector] * scale, Whole{});
 }
 
-// Adds weights times values to `NUM` numbers of the output.
+// Adds weights times values to `NUM` numbers of the output of the segment's queries. Others have
+// weights of 0, and would become NaN if a value of another sample is infinite or NaN.
 template <typename Unit, int NUM>
 INLINE void add_values(Scratch<Unit> &scratch, const typename Unit::Word (*weights)[QUERIES],
                        const typename Unit::Word *values, long stride, long num_words, long index) {
@@ -114,28 +116,36 @@ INLINE void add_values(Scratch<Unit> &scratch, const typename Unit::Word (*weigh
                                                       values[word * stride + index + one]);
     }
     for (int one = 0; one < NUM; one++)
-        for (int vector = 0; vector < VECTORS; vector++)
-            store(&scratch.out[index + one][vector * LANES], sums[one][vector], Whole{});
+        for (int vector = 0; vector < VECTORS; vector++) {
+            float *out = &scratch.out[index + one][vector * LANES];
+            store(out, scratch.is_in_segment[vector] ? sums[one][vector] : load(out, Whole{}), Whole{});
+        }
 }
 
-// Hides the keys that queries do not attend to. `distance` is that of the first query.
+// Lanes whose queries are from `first` to `last`.
+INLINE Ints lanes_of(long first, long last, int vector) {
+    Ints query;
+    for (int lane = 0; lane < LANES; lane++) query[lane] = vector * LANES + lane;
+    return (query >= (int)first) & (query < (int)last);
+}
+
+// Hides the keys that queries do not attend to.
 template <typename Unit>
 INLINE void mask(Scratch<Unit> &scratch, const Segment &segment, long first_key, long num_keys) {
-    Ints lanes;
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
     for (long key = 0; key < num_keys; key++) {
+        // The queries that attend to this key.
         long at = first_key + key - segment.first_key;
-        // Queries from `low` to `high` attend to the key.
-        long low = segment.first_query, high = segment.last_query;
-        if (at - segment.most > 0) low += at - segment.most;
-        if (segment.first_query + at - segment.least + 1 < high)
-            high = segment.first_query + at - segment.least + 1;
-        if (low <= 0 && high >= QUERIES) continue;
+        long first = segment.first_query, last = segment.last_query;
+        if (at > segment.most) first += at - segment.most;
+        if (first > QUERIES) first = QUERIES;
+        if (last > segment.first_query + at - segment.least + 1)
+            last = segment.first_query + at - segment.least + 1;
+        if (last < 0) last = 0;
+        if (first == 0 && last == QUERIES) continue;
         for (int vector = 0; vector < VECTORS; vector++) {
             float *logits = &scratch.logits[key][vector * LANES];
-            Ints query = lanes + vector * LANES;
-            Ints is_seen = (query >= (int)low) & (query < (int)(high < 0 ? 0 : high));
-            store(logits, is_seen ? load(logits, Whole{}) : fill(-INFINITE), Whole{});
+            Floats seen = load(logits, Whole{}), hidden = fill(-INFINITE);
+            store(logits, lanes_of(first, last, vector) ? seen : hidden, Whole{});
         }
     }
 }
@@ -284,6 +294,9 @@ INLINE void attend(const Attention<Number> &all, const Block &block, long head, 
     long kv_head = head / all.groups, stride = all.key_stride / Unit::NUMBERS;
     for (long number = block.first_segment; number < block.last_segment; number++) {
         const Segment &segment = all.segments[number];
+        for (int vector = 0; vector < VECTORS; vector++)
+            scratch.is_in_segment[vector] =
+                lanes_of(segment.first_query, segment.last_query, vector);
         for (long first = segment.first_key; first < segment.last_key; first += KEYS) {
             long rest = segment.last_key - first, num_keys = rest < KEYS ? rest : KEYS, key = 0;
             const Word *keys = (const Word *)(all.key + first * all.key_stride + kv_head * all.key_head);
