@@ -18,6 +18,8 @@ from alarm_models.modeling.kernels import library
 from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
 from alarm_models.modeling.kernels.modules import (
     FusedGatedMlp,
+    FusedGelu,
+    FusedResidualNorm,
     FusedRMSNorm,
     fuse_modules,
     rotate_heads,
@@ -55,9 +57,13 @@ def all_kernels() -> Iterator[FusedKernels]:
                 yield FusedKernels(ctypes.CDLL(str(path)), name, BF16)
 
 
-each_kernels = pytest.mark.parametrize(
-    "kernels", list(all_kernels()), ids=lambda one: f"{one.name}-{str(one.dtype)[6:]}"
-)
+def each_of(kernels: list[FusedKernels]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "kernels", kernels, ids=lambda one: f"{one.name}-{str(one.dtype)[6:]}"
+    )
+
+
+each_kernels = each_of(list(all_kernels()))
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -78,6 +84,8 @@ def test_there_are_kernels_for_each_processor_with_avx2_on_linux() -> None:
         pytest.skip("the kernels are compiled for Linux")
     capability = torch.backends.cpu.get_cpu_capability()
     assert (fused_kernels(torch.float32) is not None) == (capability in ("AVX2", "AVX512"))
+    converts = torch.cpu.get_capabilities().get("avx512_bf16", False) and capability == "AVX512"
+    assert (fused_kernels(BF16) is not None) == converts
     assert fused_kernels(torch.float16) is None
     assert fused_kernels(torch.float64) is None
 
@@ -112,6 +120,28 @@ def test_gated_silu_of_extreme_numbers_is_that_of_torch(kernels: FusedKernels) -
     outputs = kernels.gated_silu_(gate.clone(), up)
     assert torch.equal(outputs.isnan(), gate.isnan())
     assert_near(outputs[1:-1], torch.nn.functional.silu(gate)[1:-1])
+
+
+@each_kernels
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 16), (1, 70, 768), (0, 32)])
+def test_residual_norm_is_that_of_torch(kernels: FusedKernels, shape: tuple[int, ...]) -> None:
+    norm = torch.nn.LayerNorm(shape[-1], eps=1e-5)
+    norm.weight.data, norm.bias.data = random(2, shape[-1])
+    norm.to(kernels.dtype)
+    states, residual = (3 * random(2, *shape)).to(kernels.dtype)
+    normed = kernels.residual_norm(states, residual, norm.weight, norm.bias, norm.eps)
+    assert_near(normed, norm(states + residual).detach())
+
+
+@each_of([one for one in all_kernels() if one.has_gelu])
+@pytest.mark.parametrize("size", [0, 1, 17, 64, 70_001])
+def test_gelu_is_that_of_torch(kernels: FusedKernels, size: int) -> None:
+    states = 3 * random(size)
+    assert_near(kernels.gelu(states), torch.nn.functional.gelu(states))
+    extreme = torch.tensor([-1e30, -6.0, -5.5, -5.4, 5.4, 5.5, 6.0, 1e30, torch.nan])
+    outputs, expected = kernels.gelu(extreme), torch.nn.functional.gelu(extreme)
+    assert_near(outputs[:-1], expected[:-1])
+    assert outputs[-1].isnan()
 
 
 @each_kernels
@@ -156,10 +186,11 @@ def test_kernels_that_are_not_exact_replace_no_module(monkeypatch: pytest.Monkey
     def broken(*states: torch.Tensor | float) -> torch.Tensor:
         return torch.zeros_like(states[1])  # type: ignore[arg-type]
 
-    for name in ("rms_norm", "gated_silu_"):
+    for name in ("rms_norm", "gated_silu_", "residual_norm", "gelu"):
         monkeypatch.setattr(FusedKernels, name, broken)
     monkeypatch.setattr(FusedKernels, "rotate", lambda self, states, *_: states + 1)
     assert fuse_modules(classifier("qwen2-yarn")) == 0
+    assert fuse_modules(classifier("electra")) == 0
 
 
 @needs_kernels
@@ -175,6 +206,18 @@ def test_fuse_modules_replaces_what_is_like_llamas_and_unfuse_restores_it() -> N
     unfuse_modules(model)
     assert [(name, type(module)) for name, module in model.named_modules()] == before
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@needs_kernels
+def test_fuse_modules_replaces_what_is_like_berts() -> None:
+    model = classifier("electra")
+    assert fuse_modules(model) > 0
+    kinds = [type(module) for module in model.modules()]
+    layers = model.config.num_hidden_layers
+    assert kinds.count(FusedResidualNorm) == 2 * layers
+    assert kinds.count(FusedGelu) >= layers
+    unfuse_modules(model)
+    assert not {type(module) for module in model.modules()} & {FusedResidualNorm, FusedGelu}
 
 
 @needs_kernels

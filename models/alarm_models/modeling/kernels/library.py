@@ -32,6 +32,8 @@ _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
     "attend": [*[_POINTER] * 4, *[_SIZE] * 10, _FLOAT, _POINTER, _POINTER, _SIZE],
     "rms_norm": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT],
+    "residual_norm": [*[_POINTER] * 5, _SIZE, _SIZE, _FLOAT],
+    "gelu": [_POINTER, _POINTER, _SIZE],
     "gated_silu": [_POINTER, _POINTER, _POINTER, _SIZE],
     "rotate": [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE],
 }
@@ -46,11 +48,19 @@ class FusedKernels:
         """Raise `AttributeError` if the library has no kernels for the dtype."""
         self.name, self.dtype = name, dtype
         suffix = str(dtype).removeprefix("torch.")
-        self._functions = {kernel: getattr(library, f"{kernel}_{suffix}") for kernel in _ARGUMENTS}
+        self._functions = {
+            kernel: getattr(library, f"{kernel}_{suffix}")
+            for kernel in _ARGUMENTS
+            if kernel != "gelu" or self.has_gelu
+        }
         self.queries_per_block: int = library.queries_per_block()
-        for kernel, arguments in _ARGUMENTS.items():
-            self._functions[kernel].argtypes = [*arguments, _SIZE]
-            self._functions[kernel].restype = None
+        for kernel, function in self._functions.items():
+            function.argtypes, function.restype = [*_ARGUMENTS[kernel], _SIZE], None
+
+    @property
+    def has_gelu(self) -> bool:
+        """Whether there is a faster GELU than torch's."""
+        return self.dtype is torch.float32
 
     def attends(self, query: torch.Tensor, value: torch.Tensor) -> bool:
         """Whether the kernel takes heads of these widths; they are the last axis."""
@@ -94,6 +104,28 @@ class FusedKernels:
             states.data_ptr(), weight.data_ptr(), out.data_ptr(),
             states.numel() // width, width, epsilon, _threads(states),
         )  # fmt: skip
+        return out
+
+    def residual_norm(
+        self,
+        states: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        epsilon: float,
+    ) -> torch.Tensor:
+        """Return the layer norm of the sum of states and residual, ``[..., width]`` each."""
+        out, width = torch.empty_like(states), states.shape[-1]
+        self._functions["residual_norm"](
+            states.data_ptr(), residual.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+            out.data_ptr(), states.numel() // width, width, epsilon, _threads(states),
+        )  # fmt: skip
+        return out
+
+    def gelu(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the exact GELU of states."""
+        out = torch.empty_like(states)
+        self._functions["gelu"](states.data_ptr(), out.data_ptr(), states.numel(), _threads(states))
         return out
 
     def gated_silu_(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Replaces parts of a transformer on a CPU by ones that call the compiled kernels.
 
 A part is replaced only if the kernel gives its outputs: root-mean-square norms, gated MLPs with
-SiLU, and attention layers that rotate both halves of their heads together.
+SiLU, BERT's layer norms of a sum, exact GELUs, and attention layers that rotate the halves of their
+heads together.
 """
 
 from __future__ import annotations
@@ -15,16 +16,30 @@ from transformers import PreTrainedModel
 
 from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
 
-__all__ = ["FusedGatedMlp", "FusedRMSNorm", "fuse_modules", "rotate_heads", "unfuse_modules"]
+__all__ = [
+    "FusedGatedMlp",
+    "FusedGelu",
+    "FusedRMSNorm",
+    "FusedResidualNorm",
+    "fuse_modules",
+    "rotate_heads",
+    "unfuse_modules",
+]
 
 #: The largest error of a kernel, as a share of the outputs' size.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
-#: Tokens, and the width of heads, with which a part is tried.
-_TOKENS, _ROTATED = 5, 32
+#: Tokens, the width of heads, and that of an activation, with which a part is tried.
+_TOKENS, _ROTATED, _WIDTH = 5, 32, 1024
 
 #: The parts of a gated MLP.
 _MLP = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+#: The parts of a layer of BERT that adds the residual.
+_RESIDUAL_NORM = {"dense", "LayerNorm", "dropout"}
+
+#: Activations that may be exact GELUs.
+_GELUS = ("GELUActivation", "GELU")
 
 #: The function that transformers' attention layers call to rotate queries and keys.
 _ROTATE = "apply_rotary_pos_emb"
@@ -70,6 +85,42 @@ class FusedGatedMlp(torch.nn.Module):
         return activated
 
 
+class FusedResidualNorm(torch.nn.Module):
+    """Replaces BERT's linear layer with the layer norm of its sum with the residual."""
+
+    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+        super().__init__()
+        self.module: Any = module
+        self._kernels = kernels
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return normed states, ``[..., width]``."""
+        norm = self.module.LayerNorm
+        states = self.module.dense(states)
+        return self._kernels.residual_norm(
+            states.contiguous(), residual.contiguous(), norm.weight, norm.bias, norm.eps
+        )
+
+
+class FusedGelu(torch.nn.Module):
+    """Replaces an exact GELU."""
+
+    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+        super().__init__()
+        self.module: Any = module
+        self._kernels = kernels
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return activated states."""
+        if states.dtype is not self._kernels.dtype:
+            plain: torch.Tensor = self.module(states)
+            return plain
+        return self._kernels.gelu(states.contiguous())
+
+
+_Fused = FusedRMSNorm | FusedGatedMlp | FusedResidualNorm | FusedGelu
+
+
 @torch.inference_mode()
 def fuse_modules(model: PreTrainedModel) -> int:
     """Replace the parts of a model that the kernels can compute, in place; return how many."""
@@ -89,7 +140,7 @@ def fuse_modules(model: PreTrainedModel) -> int:
 def unfuse_modules(model: torch.nn.Module) -> None:
     """Undo `fuse_modules`."""
     for parent, name, child in list(_children(model)):
-        if isinstance(child, FusedRMSNorm | FusedGatedMlp):
+        if isinstance(child, _Fused):
             setattr(parent, name, child.module)
     for module in model.modules():
         own = vars(module).get("forward")
@@ -107,16 +158,22 @@ def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
     """Return what replaces a module; None if nothing does, or if the outputs would differ."""
-    fused: FusedRMSNorm | FusedGatedMlp
     try:
-        if type(module).__name__.endswith("RMSNorm"):
-            fused, width = FusedRMSNorm(module, kernels), len(module.weight)
-        elif all(hasattr(module, name) for name in _MLP):
-            fused, width = FusedGatedMlp(module, kernels), module.gate_proj.in_features
+        name = type(module).__name__
+        fused: _Fused
+        if name.endswith("RMSNorm"):
+            fused, widths = FusedRMSNorm(module, kernels), [len(module.weight)]
+        elif name in _GELUS and kernels.has_gelu:
+            fused, widths = FusedGelu(module, kernels), [_WIDTH]
+        elif all(hasattr(module, part) for part in _MLP):
+            fused, widths = FusedGatedMlp(module, kernels), [module.gate_proj.in_features]
+        elif {part for part, _ in module.named_children()} == _RESIDUAL_NORM:
+            widths = [module.dense.in_features, module.dense.out_features]
+            fused = FusedResidualNorm(module, kernels)
         else:
             return None
-        states = _random(1, _TOKENS, width).to(kernels.dtype)
-        return fused if _is_near(fused(states), module(states)) else None
+        states = [_random(1, _TOKENS, width).to(kernels.dtype) for width in widths]
+        return fused if _is_near(fused(*states), module(*states)) else None
     except Exception:  # a module of custom code may raise anything
         return None
 
