@@ -106,7 +106,7 @@ class FusedKernels:
         )  # fmt: skip
         return out
 
-    def residual_norm(
+    def residual_norm_(
         self,
         states: torch.Tensor,
         residual: torch.Tensor,
@@ -114,19 +114,23 @@ class FusedKernels:
         bias: torch.Tensor,
         epsilon: float,
     ) -> torch.Tensor:
-        """Return the layer norm of the sum of states and residual, ``[..., width]`` each."""
-        out, width = torch.empty_like(states), states.shape[-1]
+        """Replace states by the layer norm of their sum with the residual; return them.
+
+        Both are ``[..., width]``.
+        """
+        width = states.shape[-1]
         self._functions["residual_norm"](
             states.data_ptr(), residual.data_ptr(), weight.data_ptr(), bias.data_ptr(),
-            out.data_ptr(), states.numel() // width, width, epsilon, _threads(states),
+            states.data_ptr(), states.numel() // width, width, epsilon, _threads(states),
         )  # fmt: skip
-        return out
+        return states
 
-    def gelu(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the exact GELU of states."""
-        out = torch.empty_like(states)
-        self._functions["gelu"](states.data_ptr(), out.data_ptr(), states.numel(), _threads(states))
-        return out
+    def gelu_(self, states: torch.Tensor) -> torch.Tensor:
+        """Replace states by their exact GELU; return them."""
+        self._functions["gelu"](
+            states.data_ptr(), states.data_ptr(), states.numel(), _threads(states)
+        )
+        return states
 
     def gated_silu_(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Replace the gate by ``silu(gate) * up``; return it."""

@@ -1,8 +1,8 @@
 """Replaces parts of a transformer on a CPU by ones that call the compiled kernels.
 
 A part is replaced only if the kernel gives its outputs: root-mean-square norms, gated MLPs with
-SiLU, BERT's layer norms of a sum, exact GELUs, and attention layers that rotate the halves of their
-heads together.
+SiLU, BERT's exact GELUs and layer norms of a sum, and attention layers that rotate the halves of
+their heads together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
 
 __all__ = [
     "FusedGatedMlp",
-    "FusedGelu",
+    "FusedIntermediate",
     "FusedRMSNorm",
     "FusedResidualNorm",
     "fuse_modules",
@@ -29,17 +29,17 @@ __all__ = [
 #: The largest error of a kernel, as a share of the outputs' size.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
-#: Tokens, the width of heads, and that of an activation, with which a part is tried.
-_TOKENS, _ROTATED, _WIDTH = 5, 32, 1024
+#: Tokens, and the width of heads, with which a part is tried.
+_TOKENS, _ROTATED = 5, 32
 
 #: The parts of a gated MLP.
-_MLP = ("gate_proj", "up_proj", "down_proj", "act_fn")
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+#: The parts of a layer of BERT that activates.
+_INTERMEDIATE = {"dense", "intermediate_act_fn"}
 
 #: The parts of a layer of BERT that adds the residual.
 _RESIDUAL_NORM = {"dense", "LayerNorm", "dropout"}
-
-#: Activations that may be exact GELUs.
-_GELUS = ("GELUActivation", "GELU")
 
 #: The function that transformers' attention layers call to rotate queries and keys.
 _ROTATE = "apply_rotary_pos_emb"
@@ -97,13 +97,13 @@ class FusedResidualNorm(torch.nn.Module):
         """Return normed states, ``[..., width]``."""
         norm = self.module.LayerNorm
         states = self.module.dense(states)
-        return self._kernels.residual_norm(
+        return self._kernels.residual_norm_(
             states.contiguous(), residual.contiguous(), norm.weight, norm.bias, norm.eps
         )
 
 
-class FusedGelu(torch.nn.Module):
-    """Replaces an exact GELU."""
+class FusedIntermediate(torch.nn.Module):
+    """Replaces BERT's linear layer with an exact GELU."""
 
     def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
         super().__init__()
@@ -111,14 +111,11 @@ class FusedGelu(torch.nn.Module):
         self._kernels = kernels
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return activated states."""
-        if states.dtype is not self._kernels.dtype:
-            plain: torch.Tensor = self.module(states)
-            return plain
-        return self._kernels.gelu(states.contiguous())
+        """Return activated states, ``[..., intermediate width]``."""
+        return self._kernels.gelu_(self.module.dense(states).contiguous())
 
 
-_Fused = FusedRMSNorm | FusedGatedMlp | FusedResidualNorm | FusedGelu
+_Fused = FusedRMSNorm | FusedGatedMlp | FusedResidualNorm | FusedIntermediate
 
 
 @torch.inference_mode()
@@ -159,15 +156,15 @@ def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
     """Return what replaces a module; None if nothing does, or if the outputs would differ."""
     try:
-        name = type(module).__name__
+        parts = {name for name, _ in module.named_children()}
         fused: _Fused
-        if name.endswith("RMSNorm"):
+        if type(module).__name__.endswith("RMSNorm"):
             fused, widths = FusedRMSNorm(module, kernels), [len(module.weight)]
-        elif name in _GELUS and kernels.has_gelu:
-            fused, widths = FusedGelu(module, kernels), [_WIDTH]
-        elif all(hasattr(module, part) for part in _MLP):
+        elif parts == _MLP:
             fused, widths = FusedGatedMlp(module, kernels), [module.gate_proj.in_features]
-        elif {part for part, _ in module.named_children()} == _RESIDUAL_NORM:
+        elif parts == _INTERMEDIATE and kernels.has_gelu:
+            fused, widths = FusedIntermediate(module, kernels), [module.dense.in_features]
+        elif parts == _RESIDUAL_NORM:
             widths = [module.dense.in_features, module.dense.out_features]
             fused = FusedResidualNorm(module, kernels)
         else:
