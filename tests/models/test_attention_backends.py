@@ -160,6 +160,15 @@ def test_compiled_attention_over_prefixes_in_many_spans_equals_fused(
 
 
 @needs_kernels
+def test_compiled_attention_to_the_states_of_another_row_is_refused() -> None:
+    batch, params = ragged(), AttentionParams(0.3, causal=False)
+    query = torch.randn(1, 4, len(batch.ids), _DIM)
+    key = torch.randn(1, 4, 30, _DIM)  # as a decoder attends to its encoder
+    with pytest.raises(ValueError, match="987 queries and 30 keys in one packed row"):
+        COMPILED.attend(query, key, key, ForwardContext(batch, (), ()), params)
+
+
+@needs_kernels
 @pytest.mark.parametrize("params", [AttentionParams(0.3, causal=True, softcap=3.0)])
 def test_compiled_attention_with_a_soft_cap_is_that_of_torch(params: AttentionParams) -> None:
     fused, outputs = (attended(tree(), params, one) for one in (FUSED, COMPILED))

@@ -181,6 +181,48 @@ def test_attend_is_attention_of_each_sample(
         assert_near(outputs[rows], expected)
 
 
+@each_kernels
+def test_tensors_that_the_kernels_would_misread_are_refused(kernels: FusedKernels) -> None:
+    dtype = kernels.dtype
+    states, other = torch.ones(4, 8, dtype=dtype), torch.ones(4, 8, dtype=torch.float64)
+    weight, heads = torch.ones(8, dtype=dtype), torch.ones(4, 2, 8, dtype=dtype)
+    for refused in (
+        lambda: kernels.rms_norm(other, weight, 1e-6),
+        lambda: kernels.rms_norm(states.t(), weight[:4], 1e-6),
+        lambda: kernels.rms_norm(states, weight[:7], 1e-6),
+        lambda: kernels.residual_norm_(states, states[:3], weight, weight, 1e-6),
+        lambda: kernels.residual_norm_(states, states, weight, weight[:2], 1e-6),
+        lambda: kernels.gated_silu_(states, states[:, :4].contiguous()),
+        lambda: kernels.gated_silu_(states, other),
+        lambda: kernels.rotate(heads, states[:3], states[:3]),
+        lambda: kernels.rotate(heads.double(), other, other),
+        lambda: kernels.attend(heads, heads[:, :, :6], heads, 1.0, *plan_of(4, kernels)),
+        lambda: kernels.attend(heads, heads.double(), heads, 1.0, *plan_of(4, kernels)),
+    ):
+        with pytest.raises(ValueError, match=r"instead of|not contiguous"):
+            refused()
+    meta = torch.ones(4, 8, dtype=dtype, device="meta")
+    with pytest.raises(ValueError, match="on meta instead of"):
+        kernels.rms_norm(meta, weight, 1e-6)
+
+
+def plan_of(num_tokens: int, kernels: FusedKernels) -> compiled._Plan:
+    packed = pack([tuple(range(num_tokens))], share=False)
+    plan = compiled._plan(packed, False, None, kernels.queries_per_block)
+    assert plan is not None
+    return plan
+
+
+@needs_kernels
+def test_a_fused_model_can_be_copied() -> None:
+    model = classifier("qwen2-yarn")
+    fuse_modules(model)
+    copied = copy.deepcopy(model)
+    inputs = torch.tensor([ids(20, 1, 0)])
+    with torch.inference_mode():
+        assert torch.equal(model(inputs).logits, copied(inputs).logits)
+
+
 @needs_kernels
 def test_kernels_that_are_not_exact_replace_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*states: torch.Tensor | float) -> torch.Tensor:

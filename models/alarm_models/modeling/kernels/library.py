@@ -1,4 +1,4 @@
-"""The compiled kernels of `kernels.cpp`, called on tensors.
+"""The compiled kernels of `attention.cpp` and `pointwise.cpp`, called on tensors.
 
 There is a shared library for each instruction set, compiled when the package was built. The kernels
 run on the threads of torch's OpenMP pool. Without a library for this processor or build of torch,
@@ -12,6 +12,7 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,11 @@ _logger = logging.getLogger(__name__)
 
 
 class FusedKernels:
-    """The kernels of one instruction set for tensors of one dtype, which must be contiguous."""
+    """The kernels of one instruction set for tensors of one dtype.
+
+    Tensors are on the CPU and, except those of attention, contiguous. Others raise `ValueError`:
+    the kernels would read what is behind their memory.
+    """
 
     def __init__(self, library: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
         """Raise `AttributeError` if the library has no kernels for the dtype."""
@@ -56,6 +61,10 @@ class FusedKernels:
         self.queries_per_block: int = library.queries_per_block()
         for kernel, function in self._functions.items():
             function.argtypes, function.restype = [*_ARGUMENTS[kernel], _SIZE], None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies of a model call the same library."""
+        return fused_kernels, (self.dtype,)
 
     @property
     def has_gelu(self) -> bool:
@@ -86,7 +95,9 @@ class FusedKernels:
             else one.contiguous()
             for one in (query, key, value)
         )
-        (num_tokens, num_heads, dim), (_, num_kv_heads, value_dim) = query.shape, value.shape
+        (num_tokens, num_heads, dim), (num_keys, num_kv_heads, value_dim) = query.shape, value.shape
+        self._require(query, key, value, is_contiguous=False)
+        _require_shape(key, num_keys, num_kv_heads, dim)
         out = query.new_empty(num_tokens, num_heads, value_dim)
         self._functions["attend"](
             query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(),
@@ -100,6 +111,8 @@ class FusedKernels:
     def rms_norm(self, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Return states ``[..., width]`` divided by their root mean square, times the weight."""
         out, width = torch.empty_like(states), states.shape[-1]
+        self._require(states, weight)
+        _require_shape(weight, width)
         self._functions["rms_norm"](
             states.data_ptr(), weight.data_ptr(), out.data_ptr(),
             states.numel() // width, width, epsilon, _threads(states),
@@ -119,6 +132,10 @@ class FusedKernels:
         Both are ``[..., width]``.
         """
         width = states.shape[-1]
+        self._require(states, residual, weight, bias)
+        _require_shape(residual, *states.shape)
+        _require_shape(weight, width)
+        _require_shape(bias, width)
         self._functions["residual_norm"](
             states.data_ptr(), residual.data_ptr(), weight.data_ptr(), bias.data_ptr(),
             states.data_ptr(), states.numel() // width, width, epsilon, _threads(states),
@@ -127,6 +144,7 @@ class FusedKernels:
 
     def gelu_(self, states: torch.Tensor) -> torch.Tensor:
         """Replace states by their exact GELU; return them."""
+        self._require(states)
         self._functions["gelu"](
             states.data_ptr(), states.data_ptr(), states.numel(), _threads(states)
         )
@@ -134,6 +152,8 @@ class FusedKernels:
 
     def gated_silu_(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Replace the gate by ``silu(gate) * up``; return it."""
+        self._require(gate, up)
+        _require_shape(up, *gate.shape)
         self._functions["gated_silu"](
             gate.data_ptr(), up.data_ptr(), gate.data_ptr(), gate.numel(), _threads(gate)
         )
@@ -144,14 +164,29 @@ class FusedKernels:
     ) -> torch.Tensor:
         """Return heads ``[tokens, heads, dim]`` rotated to their positions.
 
-        ``cosine`` and ``sine`` are ``[tokens, dim]``.
+        ``cosine`` and ``sine`` are ``[tokens, dim]``, with an even ``dim``.
         """
-        out = torch.empty_like(states)
+        out, (num_tokens, num_heads, dim) = torch.empty_like(states), states.shape
+        self._require(states, cosine, sine)
+        _require_shape(cosine, num_tokens, dim // 2 * 2)
+        _require_shape(sine, num_tokens, dim // 2 * 2)
         self._functions["rotate"](
             states.data_ptr(), cosine.data_ptr(), sine.data_ptr(), out.data_ptr(),
-            *states.shape, _threads(states),
+            num_tokens, num_heads, dim, _threads(states),
         )  # fmt: skip
         return out
+
+    def _require(self, *tensors: torch.Tensor, is_contiguous: bool = True) -> None:
+        for one in tensors:
+            if one.dtype is not self.dtype or one.device.type != "cpu":
+                raise ValueError(f"{one.dtype} on {one.device} instead of {self.dtype} on a CPU")
+            if is_contiguous and not one.is_contiguous():
+                raise ValueError(f"strides {one.stride()} are not contiguous")
+
+
+def _require_shape(tensor: torch.Tensor, *shape: int) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"shape {tuple(tensor.shape)} instead of {shape}")
 
 
 def _threads(states: torch.Tensor) -> int:

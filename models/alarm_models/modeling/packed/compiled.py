@@ -56,6 +56,10 @@ class CompiledBackend:
             plan = context.derived(_plan, params.causal, params.window, size)
         if kernels is None or plan is None:
             return self._fallback.attend(query, key, value, context, params)
+        num_tokens, num_keys = len(context.batch.ids), context.batch.num_keys
+        if (len(query), query.shape[2], key.shape[2]) != (1, num_tokens, num_keys):
+            # Attention to other states than the batch's own.
+            raise ValueError(f"{query.shape[2]} queries and {key.shape[2]} keys in one packed row")
         # [tokens, heads, dim]
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         return kernels.attend(queries, keys, values, params.scale, *plan).unsqueeze(0)
