@@ -44,11 +44,14 @@ lint: install
 docs: install
 	$(BIN)/python docs/generate.py
 
-# Build three wheels in dist/, and test the client's in an environment with only its dependencies.
+# Build three wheels in dist/, that of the models with its compiled kernels, and test the client's in an
+# environment with only its dependencies.
 wheels: install
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist \
 		./models ./service ./clients
+	[ "$$(uname -sm)" != "Linux x86_64" ] || \
+		$(PYTHON) -m zipfile --list dist/alarm_models-*.whl | grep --quiet kernels_avx2.so
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/alarm_client-*.whl
 	cd dist && venv/bin/python -m alarm_client.trainers
