@@ -7,11 +7,13 @@ package has no kernels, and torch's operators are used.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ class CompileKernels(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the kernels, and tag the wheel with the system that they are for."""
         if sys.platform == "linux" and platform.machine() == "x86_64":
+            if importlib.util.find_spec("ziglang") is None:
+                self.app.display_warning("without ziglang, alarm-models has no compiled kernels")
+                return
             compile_kernels(Path(self.root) / KERNELS)
             build_data["artifacts"].append(f"{KERNELS}/*.so")
             build_data.update(pure_python=False, tag=TAG)
@@ -50,6 +55,11 @@ class CompileKernels(BuildHookInterface):  # type: ignore[type-arg]
 def compile_kernels(folder: Path) -> None:
     """Compile a library for each instruction set from the sources in the folder."""
     sources = sorted(map(str, folder.glob("*.cpp")))
+    checksum = 0
+    for source in sorted(folder.glob("*.[ch]*")):
+        checksum = zlib.crc32(source.read_bytes(), checksum)
+    # The server does not load libraries that were compiled from other sources.
+    definition = f"-DCHECKSUM={checksum & 0x7FFFFFFF}"
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
         for name, features in INSTRUCTION_SETS.items():
@@ -57,7 +67,7 @@ def compile_kernels(folder: Path) -> None:
             processor = f"-mcpu={'+'.join(('x86_64', *features))}"
             library = folder / f"kernels_{name}.so"
             subprocess.run(
-                [*compiler, processor, *OPTIONS, *sources, "-o", str(library)],
+                [*compiler, processor, definition, *OPTIONS, *sources, "-o", str(library)],
                 check=True,
                 env=environment,
             )

@@ -23,10 +23,11 @@ from alarm_models.errors import CheckpointError
 from alarm_models.modeling.attention_kernels import FUSED, fastest_attention
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
 from alarm_models.modeling.kernels.library import NO_KERNELS, fused_kernels
-from alarm_models.modeling.kernels.modules import fuse_modules, unfuse_modules
+from alarm_models.modeling.kernels.modules import count_fused, fuse_modules, unfuse_modules
 from alarm_models.modeling.linear_kernels import (
     PACKED,
     PLAIN,
+    count_packed,
     fastest_linear,
     pack_linears,
     unpack_linears,
@@ -166,9 +167,11 @@ def select_kernels(
         expected = None
     if expected is None:
         return f"linear={linear} fused={fused}"
-    if is_packed and _runs_alike(model, run, expected, pack_linears, unpack_linears):
+    if is_packed and _runs_alike(model, run, expected, pack_linears, unpack_linears, count_packed):
         linear = PACKED
-    if kernels is not None and _runs_alike(model, run, expected, fuse_modules, unfuse_modules):
+    if kernels is not None and _runs_alike(
+        model, run, expected, fuse_modules, unfuse_modules, count_fused
+    ):
         fused = kernels.name
     return f"linear={linear} fused={fused}"
 
@@ -179,12 +182,16 @@ def _runs_alike(
     expected: torch.Tensor,
     change: Callable[[PreTrainedModel], object],
     undo: Callable[[PreTrainedModel], object],
+    count: Callable[[PreTrainedModel], int],
 ) -> bool:
-    """Change a model; undo that if its outputs change."""
+    """Change parts of a model; undo that if its outputs change. Return whether parts are changed.
+
+    Passes of a model whose state is restored before each undo the change themselves.
+    """
     try:
         change(model)
-        if is_near(_probe_outputs(model, run), expected, model.dtype):
-            return True
+        if count(model) and is_near(_probe_outputs(model, run), expected, model.dtype):
+            return count(model) > 0
     except _REFUSALS:
         pass
     undo(model)
@@ -194,8 +201,11 @@ def _runs_alike(
 def _probe_outputs(
     model: PreTrainedModel, run: Callable[[Sequence[ModelInput]], torch.Tensor]
 ) -> torch.Tensor:
-    samples = _ends_read(_Probe.of(model).group)
-    return torch.cat([run([one]) for one in samples])
+    """Return the outputs of single samples, one of them with special ids, and of a batch."""
+    probe = _Probe.of(model)
+    *others, spelled = probe.others
+    batches = ([probe.group[0]], [spelled], [*probe.group, *others])
+    return torch.cat([run(_ends_read(batch)) for batch in batches])
 
 
 def _select_backbone(model: PreTrainedModel, has_global: bool, prefix_cache_bytes: int) -> Backbone:

@@ -24,6 +24,7 @@ __all__ = [
     "PACKED",
     "PLAIN",
     "PackedLinear",
+    "count_packed",
     "fastest_linear",
     "has_bfloat16",
     "measure_linear",
@@ -158,6 +159,11 @@ def pack_linears(model: torch.nn.Module) -> int:
 def unpack_linears(model: torch.nn.Module) -> int:
     """Undo `pack_linears`; return how many layers were packed."""
     return _replace(model, PackedLinear, PackedLinear.unpacked)
+
+
+def count_packed(model: torch.nn.Module) -> int:
+    """Return how many layers of a model are packed."""
+    return sum(isinstance(one, PackedLinear) for one in model.modules())
 
 
 def _replace(model: torch.nn.Module, kind: type, convert: Callable[[Any], torch.nn.Module]) -> int:

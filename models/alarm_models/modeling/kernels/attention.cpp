@@ -351,3 +351,5 @@ ATTEND(BFloat16, bfloat16, Pair)
 #endif
 
 extern "C" __attribute__((visibility("default"))) int queries_per_block() { return QUERIES; }
+
+extern "C" __attribute__((visibility("default"))) int checksum_of_sources() { return CHECKSUM; }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ __all__ = ["NO_KERNELS", "FusedKernels", "fused_kernels"]
 #: The name of the kernels where there are none.
 NO_KERNELS = "none"
 
-#: Numbers per thread: with fewer, waking it takes longer.
+#: Numbers up to which waking other threads takes longer.
 _LEAST_SHARE = 16384
 
 #: Maximum width of a head.
@@ -104,7 +105,7 @@ class FusedKernels:
             *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
             num_heads, num_heads // num_kv_heads, dim, value_dim, scale,
             blocks.data_ptr(), segments.data_ptr(), len(blocks),
-            min(torch.get_num_threads(), len(blocks) * num_heads),
+            torch.get_num_threads() if len(blocks) * num_heads > 1 else 1,
         )  # fmt: skip
         return out
 
@@ -190,7 +191,8 @@ def _require_shape(tensor: torch.Tensor, *shape: int) -> None:
 
 
 def _threads(states: torch.Tensor) -> int:
-    return min(torch.get_num_threads(), 1 + states.numel() // _LEAST_SHARE)
+    # All or one: OpenMP ends and starts threads when their number changes.
+    return torch.get_num_threads() if states.numel() > _LEAST_SHARE else 1
 
 
 @cache
@@ -201,10 +203,22 @@ def fused_kernels(dtype: torch.dtype) -> FusedKernels | None:
     try:
         # The pool that torch uses, which it has loaded; other builds of torch have another one.
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL)
-        return FusedKernels(ctypes.CDLL(str(path)), name, dtype)
+        library = ctypes.CDLL(str(path))
+        if library.checksum_of_sources() != _checksum_of_sources():
+            _logger.warning("%s was compiled from other sources: install alarm-models again", path)
+            return None
+        return FusedKernels(library, name, dtype)
     except (OSError, AttributeError) as error:
         _logger.debug("no compiled kernels for %s: %s", dtype, error)
         return None
+
+
+def _checksum_of_sources() -> int:
+    """Return what `hatch_build.py` compiled into the libraries."""
+    checksum = 0
+    for source in sorted(Path(__file__).parent.glob("*.[ch]*")):
+        checksum = zlib.crc32(source.read_bytes(), checksum)
+    return checksum & 0x7FFFFFFF
 
 
 def _instruction_set() -> str:

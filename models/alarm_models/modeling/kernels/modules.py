@@ -8,7 +8,7 @@ their heads together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "FusedIntermediate",
     "FusedRMSNorm",
     "FusedResidualNorm",
+    "count_fused",
     "fuse_modules",
     "rotate_heads",
     "unfuse_modules",
@@ -32,6 +33,13 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 #: Tokens, and the width of heads, with which a part is tried.
 _TOKENS, _ROTATED = 5, 32
 
+#: Sizes of the states with which a part is tried: small ones show the epsilon of a norm, and large
+#: ones a limit of an activation.
+_SCALES = (0, 1e-3, 1, 1e3)
+
+#: The names of a norm's epsilon.
+_EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
+
 #: The parts of a gated MLP.
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
@@ -41,6 +49,9 @@ _INTERMEDIATE = {"dense", "intermediate_act_fn"}
 #: The parts of a layer of BERT that adds the residual.
 _RESIDUAL_NORM = {"dense", "LayerNorm", "dropout"}
 
+#: The attribute with the original class of an attention layer whose class is replaced.
+_ORIGINAL = "_alarm_unfused_class"
+
 #: The function that transformers' attention layers call to rotate queries and keys.
 _ROTATE = "apply_rotary_pos_emb"
 
@@ -49,10 +60,13 @@ class FusedRMSNorm(torch.nn.Module):
     """Replaces a root-mean-square norm."""
 
     def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+        """Raise `ValueError` if the module's epsilon is unknown."""
         super().__init__()
         self.module: Any = module
         self._kernels = kernels
-        self._epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0)))
+        (self._epsilon,) = {
+            float(getattr(module, one)) for one in _EPSILONS if hasattr(module, one)
+        }
 
     @property
     def weight(self) -> torch.Tensor:
@@ -130,21 +144,28 @@ def fuse_modules(model: PreTrainedModel) -> int:
         if fused is not None:
             setattr(parent, name, fused)
             num_fused += 1
-    functions: dict[FunctionType, FunctionType | None] = {}
-    return num_fused + sum(_fuse_rotation(one, kernels, functions) for one in model.modules())
+    classes: dict[type, type | None] = {}
+    return num_fused + sum(_fuse_rotation(one, kernels, classes) for one in model.modules())
 
 
-def unfuse_modules(model: torch.nn.Module) -> None:
-    """Undo `fuse_modules`."""
+def unfuse_modules(model: torch.nn.Module) -> int:
+    """Undo `fuse_modules`; return how many parts were replaced."""
+    num_fused = 0
     for parent, name, child in list(_children(model)):
         if isinstance(child, _Fused):
             setattr(parent, name, child.module)
+            num_fused += 1
     for module in model.modules():
-        own = vars(module).get("forward")
-        if isinstance(own, MethodType) and isinstance(
-            own.__func__.__globals__.get(_ROTATE), _Rotation
-        ):
-            del module.forward
+        original = vars(type(module)).get(_ORIGINAL)
+        if original is not None:
+            module.__class__ = original
+            num_fused += 1
+    return num_fused
+
+
+def count_fused(model: torch.nn.Module) -> int:
+    """Return how many parts of a model are replaced."""
+    return sum(isinstance(one, _Fused) or _ORIGINAL in vars(type(one)) for one in model.modules())
 
 
 def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
@@ -155,6 +176,8 @@ def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
     """Return what replaces a module; None if nothing does, or if the outputs would differ."""
+    if "forward" in vars(module):
+        return None  # wrapped by custom code
     try:
         parts = {name for name, _ in module.named_children()}
         fused: _Fused
@@ -169,10 +192,17 @@ def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
             fused = FusedResidualNorm(module, kernels)
         else:
             return None
+        # What is between the parts uses no other names: no limit, scale or router.
+        is_known = not parts or parts >= {*type(module).forward.__code__.co_names}
         states = [_random(1, _TOKENS, width).to(kernels.dtype) for width in widths]
-        return fused if _is_near(fused(*states), module(*states)) else None
+        return fused if is_known and _is_alike(fused, module, states) else None
     except Exception:  # a module of custom code may raise anything
         return None
+
+
+def _is_alike(fused: _Fused, module: Any, states: Sequence[torch.Tensor]) -> bool:
+    scaled = [[one * scale for one in states] for scale in _SCALES]
+    return all(_is_near(fused(*some), module(*some)) for some in scaled)
 
 
 class _Rotation:
@@ -181,18 +211,12 @@ class _Rotation:
     def __init__(self, original: Callable[..., Any], kernels: FusedKernels) -> None:
         self._original, self._kernels = original, kernels
 
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        *options: Any,
-        **named_options: Any,
-    ) -> Any:
-        if options or named_options or not _can_rotate((query, key), cosine, sine, self._kernels):
-            return self._original(query, key, cosine, sine, *options, **named_options)
-        return tuple(_rotated(one, cosine, sine, self._kernels) for one in (query, key))
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if len(arguments) == 4 and not named:
+            query, key, cosine, sine = arguments
+            if _can_rotate((query, key), cosine, sine, self._kernels):
+                return tuple(_rotated(one, cosine, sine, self._kernels) for one in (query, key))
+        return self._original(*arguments, **named)
 
 
 def rotate_heads(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
@@ -207,18 +231,19 @@ def rotate_heads(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor)
     return states * cosine[:, None] + torch.cat([-other, one], -1) * sine[:, None]
 
 
-def _can_rotate(
-    heads: Sequence[torch.Tensor], cosine: torch.Tensor, sine: torch.Tensor, kernels: FusedKernels
-) -> bool:
+def _can_rotate(heads: Sequence[Any], cosine: Any, sine: Any, kernels: FusedKernels) -> bool:
     return (
-        cosine.shape == sine.shape
+        all(
+            isinstance(one, torch.Tensor) and one.dtype is kernels.dtype
+            for one in (*heads, cosine, sine)
+        )
+        and cosine.shape == sine.shape
         and all(
-            one.dtype is kernels.dtype
+            one.ndim == 4
             and (one.shape[0], *one.shape[2:]) == cosine.shape
             and one.shape[-1] % 2 == 0
             for one in heads
         )
-        and cosine.dtype is sine.dtype is kernels.dtype
     )
 
 
@@ -234,26 +259,28 @@ def _rotated(
 
 
 def _fuse_rotation(
-    module: torch.nn.Module,
-    kernels: FusedKernels,
-    functions: dict[FunctionType, FunctionType | None],
+    module: torch.nn.Module, kernels: FusedKernels, classes: dict[type, type | None]
 ) -> bool:
     """Let an attention layer call the kernel instead of its module's function, if that is the same.
 
-    Only this layer's ``forward`` is changed: a copy that looks up the function elsewhere.
+    Only this layer is changed: it gets a class whose ``forward`` is a copy that looks up the
+    function elsewhere.
     """
-    forward = type(module).forward
-    if not isinstance(forward, FunctionType) or _ROTATE not in forward.__code__.co_names:
+    kind = type(module)
+    if "forward" in vars(module) or _ORIGINAL in vars(kind):
         return False
-    if forward not in functions:
-        functions[forward] = _with_rotation(forward, kernels)
-    function = functions[forward]
-    if function is not None:
-        module.forward = MethodType(function, module)
-    return function is not None
+    if kind not in classes:
+        classes[kind] = _with_rotation(kind, kernels)
+    replaced = classes[kind]
+    if replaced is not None:
+        module.__class__ = replaced
+    return replaced is not None
 
 
-def _with_rotation(forward: FunctionType, kernels: FusedKernels) -> FunctionType | None:
+def _with_rotation(kind: type[torch.nn.Module], kernels: FusedKernels) -> type | None:
+    forward = kind.forward
+    if not isinstance(forward, FunctionType) or _ROTATE not in forward.__code__.co_names:
+        return None
     original = forward.__globals__.get(_ROTATE)
     if original is None:
         return None
@@ -276,7 +303,8 @@ def _with_rotation(forward: FunctionType, kernels: FusedKernels) -> FunctionType
         forward.__closure__,
     )
     copied.__kwdefaults__ = forward.__kwdefaults__
-    return copied
+    members = {"forward": copied, _ORIGINAL: kind, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), members)
 
 
 def _random(*shape: int) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """The attention backend: how a transformer attends over a packed batch.
 
 Backends are registered with transformers by name. The probe (`backend_selection`) selects the
-fastest exact one: `varlen.VarlenBackend`, else `sdpa.SdpaBackend`. Attention for read positions
-alone does not depend on the backend and is implemented here.
+fastest exact one: `varlen.VarlenBackend` on a GPU, `compiled.CompiledBackend` on a CPU, else
+`sdpa.SdpaBackend`. Attention for read positions alone does not depend on the backend and is
+implemented here.
 """
 
 from __future__ import annotations
