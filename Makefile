@@ -51,7 +51,7 @@ wheels: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist \
 		./models ./service ./clients
 	[ "$$(uname -sm)" != "Linux x86_64" ] || \
-		$(PYTHON) -m zipfile --list dist/alarm_models-*.whl | grep --quiet kernels_avx2.so
+		$(PYTHON) -m zipfile --list dist/alarm_models-*.whl | grep kernels_avx2.so > /dev/null
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/alarm_client-*.whl
 	cd dist && venv/bin/python -m alarm_client.trainers
