@@ -25,7 +25,7 @@ FUSED = SdpaBackend()
 COMPILED = CompiledBackend()
 
 #: The group that is measured: tokens of the prompt, samples, tokens of each completion.
-_PROMPT, _NUM_SAMPLES, _COMPLETION = 512, 8, 72
+_PROMPT, _NUM_SAMPLES, _COMPLETION = 256, 4, 48
 
 _NUM_HEADS, _HEAD_DIM = 8, 64
 
