@@ -11,7 +11,7 @@ from itertools import repeat
 
 import torch
 
-from alarm_models.modeling.kernel_timing import LEAST_GAIN, measured_gain
+from alarm_models.modeling.kernel_timing import LEAST_GAIN, TOLERANCE, is_exact, measured_gain
 from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.batch import ForwardContext, pack
 from alarm_models.modeling.packed.compiled import CompiledBackend
@@ -29,9 +29,6 @@ _PROMPT, _NUM_SAMPLES, _COMPLETION = 256, 4, 48
 
 _NUM_HEADS, _HEAD_DIM = 8, 64
 
-#: The largest difference between the backends, as a share of the outputs' size.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
 _logger = logging.getLogger(__name__)
 
 
@@ -47,7 +44,7 @@ def fastest_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
 @torch.inference_mode()
 def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
     """Measure the backends on a group; return the faster one, if it is exact."""
-    if dtype not in _TOLERANCE or not COMPILED.supports(torch.device("cpu"), dtype):
+    if dtype not in TOLERANCE or not COMPILED.supports(torch.device("cpu"), dtype):
         return FUSED
     prompt = tuple(range(_PROMPT))
     samples = [(*prompt, *repeat(_PROMPT + n, _COMPLETION)) for n in range(_NUM_SAMPLES)]
@@ -64,9 +61,8 @@ def measure_attention(dtype: torch.dtype, num_threads: int) -> AttentionBackend:
     def run(backend: AttentionBackend) -> torch.Tensor:
         return backend.attend(query, key, value, context, params)
 
-    expected, actual = run(FUSED).float(), run(COMPILED).float()
     gain = 0.0
-    if (actual - expected).norm() <= _TOLERANCE[dtype] * expected.norm():
+    if is_exact(run(COMPILED), run(FUSED)):
         gain = measured_gain(partial(run, FUSED), partial(run, COMPILED))
     chosen: AttentionBackend = COMPILED if gain >= LEAST_GAIN else FUSED
     _logger.info(

@@ -1,4 +1,4 @@
-"""Times two kernels that compute the same thing, to choose one when a model is loaded."""
+"""Compares two kernels that compute the same thing, to choose one when a model is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from statistics import median
 
 import torch
 
-__all__ = ["LEAST_GAIN", "measured_gain"]
+__all__ = ["LEAST_GAIN", "TOLERANCE", "is_exact", "measured_gain"]
+
+#: The largest difference between two kernels, as a share of the outputs' size, by dtype.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 #: A kernel must be faster than the default by this factor: with less, the choice is of no use.
 LEAST_GAIN = 1.05
@@ -16,6 +19,12 @@ LEAST_GAIN = 1.05
 #: Turns that are measured, and seconds that all of them take, at least: another process may keep a
 #: core for some milliseconds.
 _LEAST_TURNS, _LEAST_S = 9, 0.03
+
+
+def is_exact(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether outputs of a kernel differ from those of another one by rounding only."""
+    error = (actual - expected).float().norm()
+    return bool(error <= TOLERANCE[expected.dtype] * expected.float().norm())
 
 
 def measured_gain(default: Callable[[], object], other: Callable[[], object]) -> float:

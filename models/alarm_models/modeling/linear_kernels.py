@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from alarm_models.modeling.kernel_timing import LEAST_GAIN, measured_gain
+from alarm_models.modeling.kernel_timing import LEAST_GAIN, TOLERANCE, is_exact, measured_gain
 
 __all__ = [
     "PACKED",
@@ -46,9 +46,6 @@ _MEASURED_ROWS = (16, _ROWS)
 
 #: Width of the weight that is measured.
 _WIDTH = 768
-
-#: The largest error of the packed kernel, as a share of the outputs' size.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 _logger = logging.getLogger(__name__)
 
@@ -111,7 +108,7 @@ def fastest_linear(dtype: torch.dtype, num_threads: int) -> str:
 @torch.inference_mode()
 def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
     """Measure the kernels; return the name of the fastest that is exact."""
-    if dtype not in _TOLERANCE:
+    if dtype not in TOLERANCE:
         return PLAIN
     seed = torch.Generator().manual_seed(0)
     every = torch.randn(_ROWS, _WIDTH, generator=seed).to(dtype)
@@ -122,7 +119,7 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
         packed = PackedLinear(plain)
         for rows in _MEASURED_ROWS:
             states = every[:rows]
-            if not _is_exact(packed(states), plain(states)):
+            if not is_exact(packed(states), plain(states)):
                 return PLAIN
             gains.append(measured_gain(partial(plain, states), partial(packed, states)))
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -139,11 +136,6 @@ def measure_linear(dtype: torch.dtype, num_threads: int) -> str:
         " and ".join(map(str, _MEASURED_ROWS)),
     )
     return name
-
-
-def _is_exact(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    error = (actual - expected).float().norm()
-    return bool(error <= _TOLERANCE[expected.dtype] * expected.float().norm())
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from alarm_models.modeling.kernel_timing import is_exact
 from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
 
 __all__ = [
@@ -26,9 +27,6 @@ __all__ = [
     "rotate_heads",
     "unfuse_modules",
 ]
-
-#: The largest error of a kernel, as a share of the outputs' size.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 #: Tokens, and the width of heads, with which a part is tried.
 _TOKENS, _ROTATED = 5, 32
@@ -202,7 +200,7 @@ def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
 
 def _is_alike(fused: _Fused, module: Any, states: Sequence[torch.Tensor]) -> bool:
     scaled = [[one * scale for one in states] for scale in _SCALES]
-    return all(_is_near(fused(*some), module(*some)) for some in scaled)
+    return all(is_exact(fused(*some), module(*some)) for some in scaled)
 
 
 class _Rotation:
@@ -291,7 +289,7 @@ def _with_rotation(kind: type[torch.nn.Module], kernels: FusedKernels) -> type |
         pairs = zip(
             rotation(query, key, cosine, sine), original(query, key, cosine, sine), strict=True
         )
-        if not all(_is_near(one, other) for one, other in pairs):
+        if not all(is_exact(one, other) for one, other in pairs):
             return None
     except Exception:  # a function of custom code may raise anything
         return None
@@ -309,8 +307,3 @@ def _with_rotation(kind: type[torch.nn.Module], kernels: FusedKernels) -> type |
 
 def _random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _is_near(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    error = (actual - expected).float().norm()
-    return bool(error <= _TOLERANCE[expected.dtype] * expected.float().norm())

@@ -1,6 +1,6 @@
 // What a transformer computes between its matrix products: norms, activations, rotary positions.
-// Each kernel reads its operands once, where torch's operators write a tensor for
-// each arithmetic operation. Tensors are contiguous; arithmetic is float32.
+// Each kernel reads its operands once, where torch's operators write a tensor for each arithmetic
+// operation. Tensors are contiguous; arithmetic is float32.
 
 #include "vectors.h"
 

@@ -147,13 +147,6 @@ INLINE float sum(const Floats (&values)[UNROLLED]) {
     return total;
 }
 
-INLINE float maximum(const Floats (&values)[UNROLLED]) {
-    Floats all = larger(larger(values[0], values[1]), larger(values[2], values[3]));
-    float largest = -INFINITE;
-    for (int lane = 0; lane < LANES; lane++) largest = all[lane] > largest ? all[lane] : largest;
-    return largest;
-}
-
 // e to the power of numbers up to 88, within two units in the last place; 0 for those below -88.
 //
 // The argument is reduced to |x| <= log(2) / 2 (Cody and Waite 1980); there e^x is 1 + x + x^2 p(x)

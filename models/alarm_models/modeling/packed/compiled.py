@@ -123,7 +123,7 @@ def _blocks(
     """Yield blocks of up to ``size`` consecutive queries that have the same path.
 
     Each has the nodes of its queries, and their spans in the row. A node that does not fit into the
-    rest of a block starts a new one, unless it would need as many blocks more.
+    rest of a block starts a new one, unless filling the rest saves a block.
     """
     path: tuple[Span, ...] = ()
     parts: list[tuple[_Node, Span]] = []
