@@ -17,7 +17,7 @@ from alarm_models.modeling.attention_kernels import (
 )
 from alarm_models.modeling.backend_selection import execution, select_backend
 from alarm_models.modeling.inputs import ModelInput
-from alarm_models.modeling.kernels.library import fused_kernels
+from alarm_models.modeling.kernels.library import compiled_kernels
 from alarm_models.modeling.packed import compiled
 from alarm_models.modeling.packed.attention import AttentionBackend
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch, pack
@@ -28,7 +28,7 @@ from alarm_models.types import Span
 pytestmark = pytest.mark.numeric
 
 needs_kernels = pytest.mark.skipif(
-    fused_kernels(torch.float32) is None, reason="no compiled kernels for this processor"
+    compiled_kernels(torch.float32) is None, reason="no compiled kernels for this processor"
 )
 
 _DIM = 16

@@ -232,7 +232,7 @@ def test_probe_leaves_the_prefix_cache_empty() -> None:
 def test_probe_takes_fourteen_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     # The kernels of some processors take four more for each kind.
     monkeypatch.setattr(backend_selection, "fastest_linear", lambda *_: PLAIN)
-    monkeypatch.setattr(backend_selection, "fused_kernels", lambda *_: None)
+    monkeypatch.setattr(backend_selection, "compiled_kernels", lambda *_: None)
     model = classifier("qwen2-yarn").model
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -22,7 +22,7 @@ from transformers import LongformerModel, PreTrainedModel
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.attention_kernels import FUSED, fastest_attention
 from alarm_models.modeling.inputs import BatchLayout, ModelInput, ReadStates
-from alarm_models.modeling.kernels.library import NO_KERNELS, fused_kernels
+from alarm_models.modeling.kernels.library import NO_KERNELS, compiled_kernels
 from alarm_models.modeling.kernels.modules import count_fused, fuse_modules, unfuse_modules
 from alarm_models.modeling.linear_kernels import (
     PACKED,
@@ -156,7 +156,7 @@ def select_kernels(
     these, it is left as it was.
     """
     linear, fused = PLAIN, NO_KERNELS
-    kernels = fused_kernels(model.dtype) if model.device.type == "cpu" else None
+    kernels = compiled_kernels(model.dtype) if model.device.type == "cpu" else None
     is_packed = (
         model.device.type == "cpu"
         and fastest_linear(model.dtype, torch.get_num_threads()) == PACKED

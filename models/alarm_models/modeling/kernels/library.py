@@ -2,7 +2,7 @@
 
 There is a shared library for each instruction set, compiled when the package was built. The kernels
 run on the threads of torch's OpenMP pool. Without a library for this processor or build of torch,
-`fused_kernels` returns None, and torch's own operators are used.
+`compiled_kernels` returns None, and torch's own operators are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["NO_KERNELS", "FusedKernels", "fused_kernels"]
+__all__ = ["NO_KERNELS", "CompiledKernels", "compiled_kernels"]
 
 #: The name of the kernels where there are none.
 NO_KERNELS = "none"
@@ -43,7 +43,7 @@ _ARGUMENTS = {
 _logger = logging.getLogger(__name__)
 
 
-class FusedKernels:
+class CompiledKernels:
     """The kernels of one instruction set for tensors of one dtype.
 
     Tensors are on the CPU and, except those of attention, contiguous. Others raise `ValueError`:
@@ -65,7 +65,7 @@ class FusedKernels:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies of a model call the same library."""
-        return fused_kernels, (self.dtype,)
+        return compiled_kernels, (self.dtype,)
 
     @property
     def has_gelu(self) -> bool:
@@ -196,7 +196,7 @@ def _threads(states: torch.Tensor) -> int:
 
 
 @cache
-def fused_kernels(dtype: torch.dtype) -> FusedKernels | None:
+def compiled_kernels(dtype: torch.dtype) -> CompiledKernels | None:
     """Return the kernels for a dtype on this processor; None if there are none."""
     name = _instruction_set()
     path = Path(__file__).with_name(f"kernels_{name}.so")
@@ -207,7 +207,7 @@ def fused_kernels(dtype: torch.dtype) -> FusedKernels | None:
         if library.checksum_of_sources() != _checksum_of_sources():
             _logger.warning("%s was compiled from other sources: install alarm-models again", path)
             return None
-        return FusedKernels(library, name, dtype)
+        return CompiledKernels(library, name, dtype)
     except (OSError, AttributeError) as error:
         _logger.debug("no compiled kernels for %s: %s", dtype, error)
         return None

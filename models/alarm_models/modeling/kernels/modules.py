@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from alarm_models.modeling.kernel_timing import is_exact
-from alarm_models.modeling.kernels.library import FusedKernels, fused_kernels
+from alarm_models.modeling.kernels.library import CompiledKernels, compiled_kernels
 
 __all__ = [
     "FusedGatedMlp",
@@ -57,7 +57,7 @@ _ROTATE = "apply_rotary_pos_emb"
 class FusedRMSNorm(torch.nn.Module):
     """Replaces a root-mean-square norm."""
 
-    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+    def __init__(self, module: torch.nn.Module, kernels: CompiledKernels) -> None:
         """Raise `ValueError` if the module's epsilon is unknown."""
         super().__init__()
         self.module: Any = module
@@ -84,7 +84,7 @@ class FusedRMSNorm(torch.nn.Module):
 class FusedGatedMlp(torch.nn.Module):
     """Replaces a gated MLP whose activation is SiLU."""
 
-    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+    def __init__(self, module: torch.nn.Module, kernels: CompiledKernels) -> None:
         super().__init__()
         self.module: Any = module
         self._kernels = kernels
@@ -100,7 +100,7 @@ class FusedGatedMlp(torch.nn.Module):
 class FusedResidualNorm(torch.nn.Module):
     """Replaces BERT's linear layer with the layer norm of its sum with the residual."""
 
-    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+    def __init__(self, module: torch.nn.Module, kernels: CompiledKernels) -> None:
         super().__init__()
         self.module: Any = module
         self._kernels = kernels
@@ -117,7 +117,7 @@ class FusedResidualNorm(torch.nn.Module):
 class FusedIntermediate(torch.nn.Module):
     """Replaces BERT's linear layer with an exact GELU."""
 
-    def __init__(self, module: torch.nn.Module, kernels: FusedKernels) -> None:
+    def __init__(self, module: torch.nn.Module, kernels: CompiledKernels) -> None:
         super().__init__()
         self.module: Any = module
         self._kernels = kernels
@@ -131,34 +131,29 @@ _Fused = FusedRMSNorm | FusedGatedMlp | FusedResidualNorm | FusedIntermediate
 
 
 @torch.inference_mode()
-def fuse_modules(model: PreTrainedModel) -> int:
-    """Replace the parts of a model that the kernels can compute, in place; return how many."""
-    kernels = fused_kernels(model.dtype)
+def fuse_modules(model: PreTrainedModel) -> None:
+    """Replace the parts of a model that the kernels can compute, in place."""
+    kernels = compiled_kernels(model.dtype)
     if kernels is None:
-        return 0
-    num_fused = 0
+        return
     for parent, name, child in list(_children(model)):
         fused = _fused(child, kernels)
         if fused is not None:
             setattr(parent, name, fused)
-            num_fused += 1
     classes: dict[type, type | None] = {}
-    return num_fused + sum(_fuse_rotation(one, kernels, classes) for one in model.modules())
+    for module in model.modules():
+        _fuse_rotation(module, kernels, classes)
 
 
-def unfuse_modules(model: torch.nn.Module) -> int:
-    """Undo `fuse_modules`; return how many parts were replaced."""
-    num_fused = 0
+def unfuse_modules(model: torch.nn.Module) -> None:
+    """Undo `fuse_modules`."""
     for parent, name, child in list(_children(model)):
         if isinstance(child, _Fused):
             setattr(parent, name, child.module)
-            num_fused += 1
     for module in model.modules():
         original = vars(type(module)).get(_ORIGINAL)
         if original is not None:
             module.__class__ = original
-            num_fused += 1
-    return num_fused
 
 
 def count_fused(model: torch.nn.Module) -> int:
@@ -172,7 +167,7 @@ def _children(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
             yield parent, name, child
 
 
-def _fused(module: Any, kernels: FusedKernels) -> torch.nn.Module | None:
+def _fused(module: Any, kernels: CompiledKernels) -> torch.nn.Module | None:
     """Return what replaces a module; None if nothing does, or if the outputs would differ."""
     if "forward" in vars(module):
         return None  # wrapped by custom code
@@ -206,7 +201,7 @@ def _is_alike(fused: _Fused, module: Any, states: Sequence[torch.Tensor]) -> boo
 class _Rotation:
     """Replaces the function with which attention layers rotate queries and keys."""
 
-    def __init__(self, original: Callable[..., Any], kernels: FusedKernels) -> None:
+    def __init__(self, original: Callable[..., Any], kernels: CompiledKernels) -> None:
         self._original, self._kernels = original, kernels
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -222,14 +217,14 @@ def rotate_heads(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor)
 
     ``cosine`` and ``sine`` are ``[batch, tokens, dim]``.
     """
-    kernels = fused_kernels(states.dtype) if states.device.type == "cpu" else None
+    kernels = compiled_kernels(states.dtype) if states.device.type == "cpu" else None
     if kernels is not None and _can_rotate((states,), cosine, sine, kernels):
         return _rotated(states, cosine, sine, kernels)
     one, other = states.chunk(2, -1)
     return states * cosine[:, None] + torch.cat([-other, one], -1) * sine[:, None]
 
 
-def _can_rotate(heads: Sequence[Any], cosine: Any, sine: Any, kernels: FusedKernels) -> bool:
+def _can_rotate(heads: Sequence[Any], cosine: Any, sine: Any, kernels: CompiledKernels) -> bool:
     return (
         all(
             isinstance(one, torch.Tensor) and one.dtype is kernels.dtype
@@ -246,7 +241,7 @@ def _can_rotate(heads: Sequence[Any], cosine: Any, sine: Any, kernels: FusedKern
 
 
 def _rotated(
-    states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, kernels: FusedKernels
+    states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, kernels: CompiledKernels
 ) -> torch.Tensor:
     # Queries and keys are views of [batch, tokens, heads, dim].
     tokens = states.transpose(1, 2).contiguous()
@@ -257,8 +252,8 @@ def _rotated(
 
 
 def _fuse_rotation(
-    module: torch.nn.Module, kernels: FusedKernels, classes: dict[type, type | None]
-) -> bool:
+    module: torch.nn.Module, kernels: CompiledKernels, classes: dict[type, type | None]
+) -> None:
     """Let an attention layer call the kernel instead of its module's function, if that is the same.
 
     Only this layer is changed: it gets a class whose ``forward`` is a copy that looks up the
@@ -266,16 +261,15 @@ def _fuse_rotation(
     """
     kind = type(module)
     if "forward" in vars(module) or _ORIGINAL in vars(kind):
-        return False
+        return
     if kind not in classes:
         classes[kind] = _with_rotation(kind, kernels)
     replaced = classes[kind]
     if replaced is not None:
         module.__class__ = replaced
-    return replaced is not None
 
 
-def _with_rotation(kind: type[torch.nn.Module], kernels: FusedKernels) -> type | None:
+def _with_rotation(kind: type[torch.nn.Module], kernels: CompiledKernels) -> type | None:
     forward = kind.forward
     if not isinstance(forward, FunctionType) or _ROTATE not in forward.__code__.co_names:
         return None

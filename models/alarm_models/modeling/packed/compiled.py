@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from alarm_models.modeling.kernels.library import fused_kernels
+from alarm_models.modeling.kernels.library import compiled_kernels
 from alarm_models.modeling.packed.batch import ForwardContext, PackedBatch
 from alarm_models.modeling.packed.sdpa import AttentionParams, SdpaBackend, Window
 from alarm_models.types import Span
@@ -38,7 +38,7 @@ class CompiledBackend:
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether there is a kernel for this device and dtype."""
-        return device.type == "cpu" and fused_kernels(dtype) is not None
+        return device.type == "cpu" and compiled_kernels(dtype) is not None
 
     def attend(
         self,
@@ -49,7 +49,7 @@ class CompiledBackend:
         params: AttentionParams,
     ) -> torch.Tensor:
         """See `alarm_models.modeling.packed.attention.AttentionBackend.attend`."""
-        kernels = fused_kernels(query.dtype)
+        kernels = compiled_kernels(query.dtype)
         plan = None
         if kernels is not None and params.softcap is None and kernels.attends(query, value):
             size = kernels.queries_per_block
