@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -134,13 +135,19 @@ def functions() -> Iterator[tuple[str, Callable[[str], object]]]:
     yield "sentences", sentences
     yield "subsentences", subsentences
     yield "steps", steps
-    yield "copied words", lambda text: copied_words(text, text)
-    yield "word types", lambda text: word_types(text, text, "support")
+    # Prompts differ, because results of the last ones are kept.
+    number = count()
+    yield "copied words", lambda text: copied_words(f"{next(number)} {text}", text)
+    yield "word types", lambda text: word_types(f"{next(number)} {text}", text, "support")
+    yield (
+        "word types of a question",
+        lambda text: word_types(f"{text} {next(number)}: {text}", text, "support", text),
+    )
     yield (
         "words",
         lambda text: split_words(
             Rendered(text, Span(0, len(text)), Span(0, 0)),
-            Sample(text, text),
+            Sample(f"{next(number)} {text}", text),
             (Span(0, len(text)),),
             "support",
         ),
@@ -217,6 +224,21 @@ def test_text_function_on_degenerate_text_takes_linear_time(name: str) -> None:
     call("Warm up, please.")
     grown = {text: growth(call, unit, LENGTH) for text, unit in TEXTS.items()}
     assert {text: found for text, found in grown.items() if found > MOST} == {}
+
+
+def test_word_types_of_many_short_sentences_and_a_question_take_linear_time() -> None:
+    # Each answer has words of the question, and of sentences that share some with it.
+    question = " ".join(f"word{index}" for index in range(64))
+
+    def call(size: int) -> float:
+        text = " ".join(f"Word{index % 64} is {index} at {size}." for index in range(size))
+        started = time.thread_time()
+        word_types(text, text, "support", question)
+        return time.thread_time() - started
+
+    with no_collection():
+        long, short = min(call(4000 + run) for run in range(2)), call(1000)
+    assert long <= MOST * max(short, FLOOR / TIMES)
 
 
 #: Checks are slower than the rest, and each is a library of its own.

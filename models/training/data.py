@@ -10,7 +10,16 @@ from pathlib import Path
 
 from alarm_models.types import Span
 
-__all__ = ["Error", "Pair", "Question", "fold_of", "is_error", "is_held_out", "load_questions"]
+__all__ = [
+    "Error",
+    "Pair",
+    "Question",
+    "fold_of",
+    "is_error",
+    "is_held_out",
+    "load_questions",
+    "sorted_words",
+]
 
 NUM_FOLDS = 20
 #: One question in five is held out.
@@ -75,9 +84,14 @@ def load_questions(folder: Path) -> tuple[Question, ...]:
     )
 
 
+def sorted_words(question: str) -> str:
+    """Return a question's words in lower case and alphabetical order."""
+    return " ".join(sorted(re.findall(r"\w+", question.lower())))
+
+
 def fold_of(question: str) -> int:
     """Return the fold of a question, 0 to 19, from its words in any order and case."""
-    words = " ".join(sorted(re.findall(r"\w+", question.lower())))
+    words = sorted_words(question)
     return int(hashlib.sha256(words.encode()).hexdigest(), 16) % NUM_FOLDS
 
 

@@ -2,7 +2,8 @@
 
 The loss has three parts: pairs of a right and a wrong answer (Bradley and Terry 1952, with a
 margin), human preferences with smoothed labels, and the squared correlation of scores with
-lengths over right and sampled answers, so that a longer answer is not a better one by its length.
+lengths over people's and sampled answers, so that a longer answer is not a better one by its
+length.
 Segments are classified beside that, for one aspect a step, so that the states tell where an answer
 is wrong.
 """
@@ -37,6 +38,7 @@ from features import (
     without_errors,
 )
 from learning import Fit, learn_preferences
+from span_questions import SpanQuestion
 from wrong_answers import (
     KINDS,
     WITHOUT_ANSWER,
@@ -74,7 +76,11 @@ class Settings:
     #: alone, weigh more.
     steps: int
     first_steps: int
+    #: Of the choice of questions and faults.
+    seed: int = 0
+    #: Questions with human feedback, and questions whose answers are spans, of a step.
     questions: int = 2
+    span_questions: int = 8
     learning_rate: float = 2e-4
     head_rate: float = 1e-3
     margin: float = 0.5
@@ -111,6 +117,7 @@ class _Batch:
 class _Run:
     """What changes during a run, and is saved so that it can go on after a stop."""
 
+    settings: Settings
     model: MiniModel
     encoder: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -124,6 +131,7 @@ class _Run:
     def save(self, path: Path) -> None:
         """Replace the saved state."""
         state = {
+            "settings": self.settings,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -138,8 +146,10 @@ class _Run:
         path.with_suffix(".new").replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from the saved state."""
+        """Go on from the saved state; exit if it is of a run with other settings."""
         state = torch.load(path, weights_only=False)
+        if state["settings"] != self.settings:
+            raise SystemExit(f"{path} is of a run with other settings: remove it, or name another")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -154,12 +164,14 @@ def finetune(
     model: MiniModel,
     models: Mapping[str, RewardModel],
     questions: Sequence[Question],
+    span_questions: Sequence[SpanQuestion],
     settings: Settings,
     saved: Path,
 ) -> tuple[Fit, float]:
     """Fine-tune all layers but the embeddings of words and positions; print the progress.
 
-    The holistic head starts from people's preferences. The state is saved in ``saved``, from which
+    Each step has some ``questions`` with human feedback, and more ``span_questions``. The holistic
+    head starts from people's preferences. The state is saved in ``saved``, from which
     a stopped run goes on. Returns the fit of that head and the processor time in seconds.
     """
     passages = {one.text: Passages(one) for one in questions}
@@ -175,6 +187,9 @@ def finetune(
         chosen = run.choose.sample(compared, settings.questions)
         is_second = run.step >= settings.first_steps
         batch = _batch(chosen, questions, passages, run.choose, is_second=is_second)
+        for one in run.choose.sample(span_questions, settings.span_questions):
+            other = run.choose.choice(questions)
+            _add_span_question(batch, one, other, run.choose, is_second=is_second)
         losses = _losses(run, models, batch, settings)
         run.optimizer.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
@@ -209,7 +224,8 @@ def _begin(model: MiniModel, settings: Settings) -> _Run:
         ]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
-    return _Run(model, encoder, optimizer, schedule, Random(0), deque(maxlen=_REMEMBERED))
+    choose = Random(settings.seed)
+    return _Run(settings, model, encoder, optimizer, schedule, choose, deque(maxlen=_REMEMBERED))
 
 
 def _rate(step: int, settings: Settings) -> float:
@@ -279,6 +295,29 @@ def _add_question(
     for aspect, marked in marked_by_people(question).items():
         by_fault = [one[aspect] for one in made if aspect in one]
         batch.marked[aspect] += [marked, *choose.sample(by_fault, min(1, len(by_fault)))]
+
+
+def _add_span_question(
+    batch: _Batch, question: SpanQuestion, other: Question, choose: Random, *, is_second: bool
+) -> None:
+    """Add right answers to a question without human feedback, and wrong versions of each.
+
+    Their lengths do not count, and their segments are not classified.
+    """
+    asked = question.with_prompt(choose)
+    own = Passages(asked)
+    texts = _some(question.short_answers(), 2, choose)
+    if choose.random() < 0.3:
+        texts[-1] = choose.choice(question.long_answers())
+    right = [(batch.add(asked.prompt, text), asked.prompt, text) for text in texts]
+    kinds = [choose.choice(sorted(WITHOUT_ANSWER & set(KINDS)))]
+    for kind, text in wrong_answers(texts[0], own, other, choose, kinds).items():
+        index = batch.add(asked.prompt, text)
+        batch.pairs[kind] += [(better, index) for better, *_ in right]
+    for better, prompt, text in right:
+        if rival := question.with_rival(text, choose):
+            batch.pairs["other answer"].append((better, batch.add(prompt, rival)))
+        _add_faults(batch, (better, prompt, text), own, other, choose, is_second=is_second)
 
 
 def _add_faults(

@@ -16,7 +16,10 @@ from tolerance import computed
 from alarm_models.errors import CheckpointError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.preprocessing.segmentation import SUPPORT_TYPES, word_types
+from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.specs import SegmentsSpec, SequenceSpec
+from alarm_models.reward_models.base import HostModel
+from alarm_models.reward_models.registry import Loader
 from alarm_models.types import Sample
 
 pytestmark = pytest.mark.numeric
@@ -148,3 +151,26 @@ def test_mark_copied_support_gives_tokens_the_types_of_their_words(
         marked = word_types(sample.prompt_text, sample.completion_text, "support")
         assert len({kind for *_, kind in marked}) > 2
         assert list(dict.fromkeys(kinds)) == list(dict.fromkeys(kind for *_, kind in marked))
+
+
+def test_mark_copied_support_uses_the_question_that_the_template_names(
+    folder: Path, tmp_path: Path
+) -> None:
+    made = with_types(folder, SUPPORT_TYPES, tmp_path / "made")
+    prompt = "question: Who sang? context: Ann sang a song. Bob danced."
+    fields = {"question": FieldPattern("question:(.*?)context:")}
+    specs = (
+        whole(made, mark_copied="support").model_copy(
+            update={"template": "{question} {completion}"}
+        ),
+        parts(made).model_copy(update={"template": "{question} ", "mark_copied": "support"}),
+    )
+    questions = ({}, {"question": "Who sang?"}, {"question": "Who danced?"})
+    for spec in specs:
+        model = Loader(torch.device("cpu")).load(spec, fields)
+        assert not isinstance(model, HostModel)
+        found = []
+        for features in model.prepare([Sample(prompt, "Bob.", fields=one) for one in questions]):
+            assert isinstance(features, ModelInput)
+            found.append(set(features.token_type_ids))
+        assert found[0] == found[1] != found[2]

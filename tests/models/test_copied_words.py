@@ -49,10 +49,10 @@ class Kind(NamedTuple):
     joined: int
 
 
-def types(completion: str, prompt: str = PASSAGES) -> dict[str, Kind]:
+def types(completion: str, prompt: str = PASSAGES, question: str = "") -> dict[str, Kind]:
     """Return the factors of the type of each word that has one; none may be repeated."""
     found = {}
-    for start, end, kind in word_types(prompt, completion, "support"):
+    for start, end, kind in word_types(prompt, completion, "support", question):
         assert kind > REPEATED
         rest, joined = divmod(kind - 1, 3)
         rest, level = divmod(rest, 6)
@@ -160,3 +160,56 @@ def test_word_types_of_a_name_copied_from_another_sentence_are_altered() -> None
     assert [word for word, one in found.items() if one.form == "altered"] == [
         "Sir", "Walter", "Scott",
     ]  # fmt: skip
+
+
+QUESTION = "Who wrote Emma?"
+ASKED = f"question: {QUESTION} context: {PASSAGES}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question", "levels"),
+    [
+        # The rest of the sentence that has the name is what the question has too: "Emma".
+        (ASKED, QUESTION, (5, 1)),
+        (PASSAGES, QUESTION, (5, 1)),
+        (ASKED, f" {QUESTION}\n", (5, 1)),
+        (f"{QUESTION} {PASSAGES} {QUESTION}", QUESTION, (5, 1)),
+        # A sentence with more than the question still supports words.
+        (f"question: who wrote Emma context: {PASSAGES}", "who wrote Emma", (5, 1)),
+        (PASSAGES, "Emma", (5, 1)),
+        (ASKED, "", (1, 1)),
+        (ASKED, ASKED, (1, 1)),
+        (ASKED, f"{ASKED} Who?", (1, 1)),
+        (ASKED, "Who is it?", (1, 1)),
+    ],
+)
+def test_word_types_level_of_a_bare_name_depends_on_the_question(
+    prompt: str, question: str, levels: tuple[int, int]
+) -> None:
+    right = types("Jane Austen", prompt, question)
+    wrong = types("Charles Dickens", prompt, question)
+    assert (right["Austen"].level, wrong["Dickens"].level) == levels
+
+
+def test_word_types_of_a_name_that_only_the_question_shares_something_with() -> None:
+    question = "Did Charles Dickens write Emma?"
+    prompt = f"question: {question} context: {PASSAGES}"
+    # The second sentence shares the name alone, which does not support itself.
+    assert types("Charles Dickens.", prompt, question)["Dickens"].level == 1
+    assert types("Jane Austen.", prompt, question)["Austen"].level > 1
+
+
+@pytest.mark.parametrize("passages", ["Ann sang. Bob danced.", "The fly sat. Bob danced."])
+def test_word_types_of_words_that_only_the_question_has_are_not_supported_by_it(
+    passages: str,
+) -> None:
+    question = "Did Zed the miller fly?"
+    found = types("That miller Zed.", f"question: {question} context: {passages}", question)
+    assert (found["miller"].level, found["Zed"].level) == (1, 1)
+
+
+def test_word_types_of_sentences_over_eight_words_do_not_depend_on_the_question() -> None:
+    eight = "They say it is by Charles Dickens, too."
+    assert types(eight, ASKED, QUESTION) != types(eight, ASKED)
+    nine = "They often say it is by Charles Dickens, too."
+    assert types(nine, ASKED, QUESTION) == types(nine, ASKED)

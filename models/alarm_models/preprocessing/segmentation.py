@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -256,8 +257,18 @@ _MAX_ALTERED, _MAX_COPIED_ALTERED = 4, 3
 #: A word agrees with the prompt on one more level from each of these shares on.
 _LEVELS = (0.35, 0.6, 0.8, 0.999)
 
+#: Smaller shares are rounding errors of differences.
+_LEAST_SHARE = 1e-9
+
 #: How much a sentence's neighbors count, beside the sentence itself.
 _NEIGHBOR = 0.3
+
+#: Sentences of at most this many words, such as a bare name, say too little about where they
+#: belong: the words of the question count as theirs.
+_SHORT = 8
+
+#: Of the question, this many words count, in this many sentences that share most with it.
+_MAX_QUESTION_WORDS, _MAX_QUESTION_PLACES = 64, 16
 
 #: Number of consecutive words that must occur earlier in the completion to be a repetition.
 _REPEATED_ROW = 4
@@ -283,9 +294,11 @@ class _Word:
 
 
 def word_types(
-    prompt: str, completion: str, marking: bool | Literal["support"]
+    prompt: str, completion: str, marking: bool | Literal["support"], question: str = ""
 ) -> tuple[TypedSpan, ...]:
     """Return the words of a completion that have a token type other than 0, in order.
+
+    ``question`` is what the prompt asks; one that is the whole prompt has no effect.
 
     Words that `copied_words` finds have type 1. With ``marking="support"``, type 1 is for words
     that the completion repeats, four in a row, and the type of any other is
@@ -296,17 +309,20 @@ def word_types(
     - ``is_name``: 1 for names and numbers. The words of a name are taken together.
     - ``level``: 0 for words that the prompt does not have, otherwise 1 to 5, by how much the
       sentences that have the word share with the rest of its sentence, compared with the sentence
-      that shares most. So a right name and a name from another sentence differ.
+      that shares most. So a right name and a name from another sentence differ. The words of
+      the question count as those of a sentence of up to eight words, so that this holds for a bare
+      name, too.
     - ``joined``: how many of the two words beside it, 0 to 2, are beside it in the prompt too.
     """
     if marking != "support":
         return tuple(TypedSpan(*span, _COPIED) for span in copied_words(prompt, completion))
-    return _support_types(prompt, completion)
+    question = question.strip()
+    return _support_types(prompt, completion, "" if prompt.strip() in question else question)
 
 
 @_cached(64)
-def _support_types(prompt: str, completion: str) -> tuple[TypedSpan, ...]:
-    index = _index_of(prompt)
+def _support_types(prompt: str, completion: str, question: str) -> tuple[TypedSpan, ...]:
+    index = _index_of(prompt, question)
     copied_at = {span.start for span in copied_words(prompt, completion)}
     repeated_at = _repeated_words(completion)
     found: list[TypedSpan] = []
@@ -315,6 +331,8 @@ def _support_types(prompt: str, completion: str) -> tuple[TypedSpan, ...]:
         words = _words_of(completion, sentence)
         shares = index.shares(words)
         altered = _altered_words(words, index.supporting(shares), copied_at)
+        if len(words) <= _SHORT:
+            shares = index.with_question(words, shares)
         for at, (word, (level, joined)) in enumerate(
             zip(words, index.agreement(words, shares), strict=True)
         ):
@@ -388,10 +406,10 @@ def _altered_words(
 class _SentenceIndex:
     """The words of a prompt's sentences."""
 
-    def __init__(self, prompt: str) -> None:
+    def __init__(self, prompt: str, question: str) -> None:
+        spans = sentences(prompt)
         self._sentences = [
-            [word.casefold() for word in _WORD_CHARACTERS.findall(prompt, *span)]
-            for span in sentences(prompt)
+            [word.casefold() for word in _WORD_CHARACTERS.findall(prompt, *span)] for span in spans
         ]
         self._places: dict[str, list[int]] = defaultdict(list)
         self._places_of_pairs: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -400,6 +418,8 @@ class _SentenceIndex:
                 self._places[word].append(place)
             for pair in dict.fromkeys(pairwise(words)):
                 self._places_of_pairs[pair].append(place)
+        self._question_places = _places_of(question, prompt, spans)
+        self._question_shares = self._shares_of_question(question)
 
     def shares(self, words: Sequence[_Word]) -> dict[int, float]:
         """Return how much each sentence shares with ``words``, if anything.
@@ -414,11 +434,47 @@ class _SentenceIndex:
             share = weight * self._rarity(text)
             for place in self._telling(text):
                 shared[place] += share
-        pairs = ((a.text, b.text) for a, b in pairwise(words) if not (a.is_name and b.is_name))
-        for pair in dict.fromkeys(pairs):
+        for pair in _pairs(words):
             for place in self._telling_pair(pair):
                 shared[place] += 1.0
         return shared
+
+    def with_question(
+        self, words: Sequence[_Word], shares: Mapping[int, float]
+    ) -> dict[int, float]:
+        """Return the shares of a sentence together with the question.
+
+        What both have counts once, and the question itself does not support a word.
+        """
+        own = {*(word.text for word in words), *_pairs(words)}
+        found = {at: share for at, share in shares.items() if at not in self._question_places}
+        for place, parts in self._question_shares.items():
+            more = sum(share for part, share in parts.items() if part not in own)
+            found[place] = found.get(place, 0.0) + more
+        return found
+
+    def _shares_of_question(
+        self, question: str
+    ) -> Mapping[int, Mapping[str | tuple[str, str], float]]:
+        """Return what the sentences that share most with the question share with it, by part.
+
+        Parts are words and pairs of words. The question's own sentences are left out.
+        """
+        words = _words_of(question, Span(0, len(question)))[:_MAX_QUESTION_WORDS]
+        shares = self.shares(words)
+        others = sorted(shares.keys() - self._question_places, key=lambda at: (-shares[at], at))
+        parts: dict[int, dict[str | tuple[str, str], float]] = {
+            place: {} for place in others[:_MAX_QUESTION_PLACES]
+        }
+        for text, weight in _weights(words).items():
+            for place in self._telling(text):
+                if place in parts:
+                    parts[place][text] = weight * self._rarity(text)
+        for pair in _pairs(words):
+            for place in self._telling_pair(pair):
+                if place in parts:
+                    parts[place][pair] = 1.0
+        return parts
 
     def supporting(self, shares: Mapping[int, float]) -> Sequence[str]:
         """Return the words of the sentence that shares most; none if none does."""
@@ -460,7 +516,7 @@ class _SentenceIndex:
     ) -> Mapping[int, float]:
         """Return the part of the shares that comes from a row of words and pairs beside it."""
         own: dict[int, float] = defaultdict(float)
-        for text in {word.text for word in row}:
+        for text in dict.fromkeys(word.text for word in row):
             share = self._rarity(text) / len(row)
             for place in self._telling(text):
                 own[place] += share
@@ -488,7 +544,7 @@ class _SentenceIndex:
         rarest = min(known, key=len)
         if len(rarest) > _MAX_PLACES:
             return 1 + len(_LEVELS)
-        if most <= 0:
+        if most < _LEAST_SHARE:
             return 1
         best = max(near.get(place, 0.0) - own.get(place, 0.0) for place in rarest)
         return 1 + sum(best >= level * most for level in _LEVELS)
@@ -517,6 +573,32 @@ def _names_and_words(words: Sequence[_Word]) -> Iterator[Sequence[_Word]]:
             yield list(group)
         else:
             yield from ([word] for word in group)
+
+
+def _places_of(question: str, prompt: str, spans: Sequence[Span]) -> AbstractSet[int]:
+    """Return which sentences of a prompt are the question's: half of their words or more."""
+    starts: list[int] = []
+    at = prompt.find(question) if question else -1
+    while at >= 0:
+        starts.append(at)
+        at = prompt.find(question, at + len(question))
+
+    def is_inside(word: re.Match[str]) -> bool:
+        last = bisect_right(starts, word.start()) - 1
+        return last >= 0 and word.end() <= starts[last] + len(question)
+
+    found = set()
+    for place, span in enumerate(spans):
+        inside = [is_inside(word) for word in _WORD_CHARACTERS.finditer(prompt, *span)]
+        if any(inside) and 2 * sum(inside) >= len(inside):
+            found.add(place)
+    return found
+
+
+def _pairs(words: Sequence[_Word]) -> Sequence[tuple[str, str]]:
+    """Return each pair of consecutive words that are not of one name, once."""
+    pairs = ((a.text, b.text) for a, b in pairwise(words) if not (a.is_name and b.is_name))
+    return list(dict.fromkeys(pairs))
 
 
 def _weights(words: Sequence[_Word]) -> dict[str, float]:
@@ -586,8 +668,12 @@ def split_words(
     sample: Sample,
     segments: tuple[Span, ...],
     marking: bool | Literal["support"],
+    question: str = "",
 ) -> SegmentedText:
-    """Split the text before the segments, and each segment, on whitespace."""
+    """Split the text before the segments, and each segment, on whitespace.
+
+    ``marking`` and ``question`` are those of `word_types`.
+    """
     spans = [Span(*match.span()) for match in _WORD.finditer(prefix.text)]
     words = [prefix.text[span.start : span.end] for span in spans]
     inside = [
@@ -596,7 +682,7 @@ def split_words(
         if prefix.prompt.start <= span.start and span.end <= prefix.prompt.end
     ]
     text = sample.completion_text
-    marked = word_types(sample.prompt_text, text, marking) if marking else ()
+    marked = word_types(sample.prompt_text, text, marking, question) if marking else ()
     type_at = {at: kind for start, end, kind in marked for at in range(start, end)}
     firsts: list[int] = []
     types: dict[int, int] = {}

@@ -183,6 +183,10 @@ class TextTemplate:
             copies=tuple(prompts[:-1]),
         )
 
+    def question(self, sample: Sample) -> str:
+        """Return the field `question` if the template names it, otherwise nothing."""
+        return self._value("question", sample) if "question" in self.names else ""
+
     def _value(self, name: str, sample: Sample) -> str:
         if name == "prompt":
             return sample.prompt_text

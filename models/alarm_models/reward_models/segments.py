@@ -17,7 +17,7 @@ from alarm_models.preprocessing.segmentation import (
     find_segments,
     split_words,
 )
-from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
+from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.truncation import TokenIds, Truncation, fit
 from alarm_models.recipe.specs import SegmentsSpec
 from alarm_models.reward_models.base import (
@@ -75,7 +75,7 @@ class SegmentsModel(NeuralRewardModel):
                     prefix = self._template.render(sample)
                     if self._spec.truncation is Truncation.PROMPT:
                         prefix = self._tokenizer.shorten_words(prefix, self._max_tokens)
-                    parts[index] = split_words(prefix, sample, segments, self._spec.mark_copied)
+                    parts[index] = self._split(prefix, sample, segments)
                 else:
                     prepared[index] = Score(None, (), 0, False)
             except SampleError as error:
@@ -106,13 +106,18 @@ class SegmentsModel(NeuralRewardModel):
     def _texts_of(self, sample: Sample, _features: ModelInput) -> tuple[ReadText, ...]:
         segments = find_segments(sample, self._spec.segmenter)
         prefix = self._template.render(sample)
-        part = split_words(prefix, sample, segments, self._spec.mark_copied)
+        part = self._split(prefix, sample, segments)
         ((ids, owners),) = self._tokenizer.encode_words([part.words])
         tokens, joined = self._joined(part, ids, owners)
         dropped = dropped_tokens(tokens, self._max_tokens, self._spec.truncation)
         start = joined.separators[0] + tokens.num_prefix
         completion = Span(start, len(tokens.ids) - tokens.num_suffix)
         return (ReadText(tokens.ids, completion, dropped),)
+
+    def _split(self, prefix: Rendered, sample: Sample, segments: tuple[Span, ...]) -> SegmentedText:
+        marking = self._spec.mark_copied
+        question = self._template.question(sample) if marking == "support" else ""
+        return split_words(prefix, sample, segments, marking, question)
 
     def _joined(
         self, part: SegmentedText, ids: Sequence[int], owners: Sequence[int]

@@ -80,10 +80,11 @@ class SequenceModel(NeuralRewardModel):
         return Score(value, None, features.num_tokens, features.truncated)
 
     def _render(self, sample: Sample) -> Rendered:
-        text = self._texts.render(sample)
-        if not self._spec.mark_copied or self._spec.template == "chat":
+        text, marking = self._texts.render(sample), self._spec.mark_copied
+        if not marking or self._spec.template == "chat":
             return text
-        words = word_types(sample.prompt_text, sample.completion_text, self._spec.mark_copied)
+        question = self._texts.question(sample) if marking == "support" else ""
+        words = word_types(sample.prompt_text, sample.completion_text, marking, question)
         shift = text.completion.start
         typed = (TypedSpan(start + shift, end + shift, kind) for start, end, kind in words)
         return replace(text, typed_spans=tuple(typed))

@@ -97,6 +97,10 @@ class TextPipeline:
             add_generation_prompt=add_generation_prompt,
         )
 
+    def question(self, sample: Sample) -> str:
+        """Return the field `question` if the template names it, otherwise nothing."""
+        return "" if self._template is None else self._template.question(sample)
+
     def render_messages(
         self,
         messages: Sequence[Message],
