@@ -119,11 +119,11 @@ def _draw_distributions(axes: Axes, values: Mapping[str, Floats]) -> None:
 
 def _draw_threshold(axes: Axes, threshold: float) -> None:
     right = axes.get_xlim()[1]
-    axes.set_ylim(top=1.15 * axes.get_ylim()[1])
+    axes.set_ylim(top=1.2 * axes.get_ylim()[1])
     axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1)
     axes.axvspan(threshold, max(right, threshold), color=_ACCENT, alpha=0.08, linewidth=0)
     axes.set_xlim(right=max(right, threshold))
-    axes.text(threshold, 0.99, f" past {threshold:.2f}: admitted", fontsize=8, va="top",
+    axes.text(threshold, 0.99, f" past {threshold:.2f}:\n admitted", fontsize=8, va="top",
               transform=axes.get_xaxis_transform(), color=_INK)  # fmt: skip
 
 
