@@ -1,4 +1,7 @@
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,3 +42,10 @@ def _quiet_transformers() -> None:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return tiny.sequence_classifier("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a module of ``models/training``, which is no package, by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models" / "training"))
+    return importlib.import_module

@@ -1,7 +1,7 @@
 """Answers to questions whose answers are spans of paragraphs, which `mini` is trained on."""
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
 FIRST = "Emma is a novel. It was written by Jane Austen in 1815. It is set in Highbury."
 SECOND = "Oliver Twist was written by Charles Dickens."
 
 
 @pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "models" / "training"))
-    return importlib.import_module("span_questions")
+def spans(training: Callable[[str], ModuleType]) -> ModuleType:
+    return training("span_questions")
 
 
 def row(text: str, paragraph: str, *answers: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Input files of the worked study, created from questions in the format of qa_feedback.json."""
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,9 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "models" / "training"))
-    return importlib.import_module("study_mini")
+def study(training: Callable[[str], ModuleType]) -> ModuleType:
+    return training("study_mini")
 
 
 def question(text: str, corrected: str) -> dict[str, object]:

@@ -1,22 +1,19 @@
 """Wrong answers that `mini` is trained on and measured by, made from a question's own texts."""
 
-import importlib
-from pathlib import Path
+from collections.abc import Callable
 from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
 PASSAGE = "Emma was written by Jane Austen in 1815. Charles Dickens wrote Oliver Twist in 1837."
 RIGHT = "Emma was written by Jane Austen in 1815. It was first published in London in 1816."
 
 
 @pytest.fixture
-def wrong(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "models" / "training"))
-    return importlib.import_module("wrong_answers")
+def wrong(training: Callable[[str], ModuleType]) -> ModuleType:
+    return training("wrong_answers")
 
 
 def question(wrong: ModuleType, text: str, context: str, answer: str) -> Any:

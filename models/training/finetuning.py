@@ -190,7 +190,7 @@ def finetune(
         for one in run.choose.sample(span_questions, settings.span_questions):
             other = run.choose.choice(questions)
             _add_span_question(batch, one, other, run.choose, is_second=is_second)
-        losses = _losses(run, models, batch, settings)
+        losses = _losses(run, models, batch)
         run.optimizer.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(run.encoder, 1.0)
@@ -348,10 +348,8 @@ def _add_faults(
     return marked
 
 
-def _losses(
-    run: _Run, models: Mapping[str, RewardModel], batch: _Batch, settings: Settings
-) -> dict[str, torch.Tensor]:
-    model = run.model
+def _losses(run: _Run, models: Mapping[str, RewardModel], batch: _Batch) -> dict[str, torch.Tensor]:
+    model, settings = run.model, run.settings
     inputs = prepared(models["preference"], batch.samples)
     states = _states(model, inputs)
     pooled = torch.stack([rows.mean(0) for rows in states])  # [samples, hidden]

@@ -100,7 +100,7 @@ class SpanQuestion:
         return list(dict.fromkeys((self._sentences(0), self._sentences(1))))
 
     def with_rival(self, text: str, choose: Random) -> str | None:
-        """Return a right answer in which a rival of like form replaces the answer."""
+        """Replace the answer in a text by a rival of the same form, if there are both."""
         place = re.search(rf"(?<!\w){re.escape(self.answer)}(?!\w)", text, re.IGNORECASE)
         alike = [one for one in self.rivals if _form(one) == _form(self.answer)]
         if place is None or not alike:

@@ -283,6 +283,10 @@ _NEGATIONS = frozenset(
 )  # fmt: skip
 
 
+#: A word, or two in a row.
+_Part = str | tuple[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class _Word:
     """A word of a sentence, where it starts, and whether it looks like a name or number."""
@@ -430,14 +434,17 @@ class _SentenceIndex:
         belongs.
         """
         shared: dict[int, float] = defaultdict(float)
-        for text, weight in _weights(words).items():
-            share = weight * self._rarity(text)
-            for place in self._telling(text):
+        for _, share, places in self._parts(words):
+            for place in places:
                 shared[place] += share
-        for pair in _pairs(words):
-            for place in self._telling_pair(pair):
-                shared[place] += 1.0
         return shared
+
+    def _parts(self, words: Sequence[_Word]) -> Iterator[tuple[_Part, float, Sequence[int]]]:
+        """Return each word and pair of words, how much it counts, and where the prompt has it."""
+        for text, weight in _weights(words).items():
+            yield text, weight * self._rarity(text), self._telling(text)
+        for pair in _pairs(words):
+            yield pair, 1.0, self._telling_pair(pair)
 
     def with_question(
         self, words: Sequence[_Word], shares: Mapping[int, float]
@@ -453,28 +460,20 @@ class _SentenceIndex:
             found[place] = found.get(place, 0.0) + more
         return found
 
-    def _shares_of_question(
-        self, question: str
-    ) -> Mapping[int, Mapping[str | tuple[str, str], float]]:
+    def _shares_of_question(self, question: str) -> Mapping[int, Mapping[_Part, float]]:
         """Return what the sentences that share most with the question share with it, by part.
 
-        Parts are words and pairs of words. The question's own sentences are left out.
+        The question's own sentences are left out.
         """
         words = _words_of(question, Span(0, len(question)))[:_MAX_QUESTION_WORDS]
         shares = self.shares(words)
         others = sorted(shares.keys() - self._question_places, key=lambda at: (-shares[at], at))
-        parts: dict[int, dict[str | tuple[str, str], float]] = {
-            place: {} for place in others[:_MAX_QUESTION_PLACES]
-        }
-        for text, weight in _weights(words).items():
-            for place in self._telling(text):
-                if place in parts:
-                    parts[place][text] = weight * self._rarity(text)
-        for pair in _pairs(words):
-            for place in self._telling_pair(pair):
-                if place in parts:
-                    parts[place][pair] = 1.0
-        return parts
+        found: dict[int, dict[_Part, float]] = {at: {} for at in others[:_MAX_QUESTION_PLACES]}
+        for part, share, places in self._parts(words):
+            for place in places:
+                if place in found:
+                    found[place][part] = share
+        return found
 
     def supporting(self, shares: Mapping[int, float]) -> Sequence[str]:
         """Return the words of the sentence that shares most; none if none does."""
