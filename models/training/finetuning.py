@@ -11,9 +11,9 @@ is wrong.
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import process_time
@@ -25,43 +25,18 @@ from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.linear_kernels import has_bfloat16
 from alarm_models.modeling.padded import pad_batch
 from alarm_models.reward_models.base import RewardModel
-from alarm_models.types import Sample
+from batches import Batch, add_question, add_span_question
 from checkpoint import MiniModel
 from data import Question
-from features import (
-    ASPECTS,
-    Marked,
-    labels_of,
-    marked_by_fault,
-    marked_by_people,
-    prepared,
-    without_errors,
-)
+from features import ASPECTS, Marked, labels_of, prepared
 from learning import Fit, learn_preferences
 from span_questions import SpanQuestion
-from wrong_answers import (
-    KINDS,
-    WITHOUT_ANSWER,
-    Passages,
-    short_answers,
-    supported_prompt,
-    true_denial,
-    wrong_answers,
-)
+from wrong_answers import Passages
 
 __all__ = ["Settings", "finetune"]
 
 #: Samples of a forward pass.
 _BATCH = 24
-
-#: Kinds that are shown for each right answer that allows them, as they are hardest.
-_HARDEST = ("name from passages", "cut off")
-
-#: Kinds that are all shown for each right answer in the second phase, as words alone do not tell.
-_SUBTLE = ("name from passages", "exchanged names", "other numbers", "opposite")
-
-#: Kinds of which two are shown for each right answer.
-_HARD = ("exchanged names", "other numbers", "opposite", "negated", "repetitive")
 
 #: Scores and lengths of this many answers of earlier steps count in the correlation.
 _REMEMBERED = 108
@@ -93,24 +68,6 @@ class Settings:
     segment_weight: float = 0.5
     #: Steps between saved states.
     saved_every: int = 50
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The samples of a step, pairs of their indices (better, worse), and wrong spans."""
-
-    samples: list[Sample] = field(default_factory=list)
-    pairs: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    preferences: list[tuple[int, int]] = field(default_factory=list)
-    measured: list[int] = field(default_factory=list)
-    marked: dict[str, list[Marked]] = field(
-        default_factory=lambda: {aspect: [] for aspect in ASPECTS}
-    )
-
-    def add(self, prompt: str, completion: str) -> int:
-        """Add a sample; return its index."""
-        self.samples.append(Sample(prompt, completion))
-        return len(self.samples) - 1
 
 
 @dataclass(slots=True)
@@ -186,10 +143,14 @@ def finetune(
     while run.step < settings.steps:
         chosen = run.choose.sample(compared, settings.questions)
         is_second = run.step >= settings.first_steps
-        batch = _batch(chosen, questions, passages, run.choose, is_second=is_second)
-        for one in run.choose.sample(span_questions, settings.span_questions):
+        batch = Batch()
+        for one in chosen:
+            other = run.choose.choice([question for question in questions if question is not one])
+            own = passages[one.text]
+            add_question(batch, one, other, own, run.choose, is_second=is_second)
+        for spans in run.choose.sample(span_questions, settings.span_questions):
             other = run.choose.choice(questions)
-            _add_span_question(batch, one, other, run.choose, is_second=is_second)
+            add_span_question(batch, spans, other, run.choose, is_second=is_second)
         losses = _losses(run, models, batch)
         run.optimizer.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
@@ -240,115 +201,7 @@ def _cosine(done: float) -> float:
     return max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _batch(
-    chosen: Sequence[Question],
-    questions: Sequence[Question],
-    passages: Mapping[str, Passages],
-    choose: Random,
-    *,
-    is_second: bool,
-) -> _Batch:
-    batch = _Batch()
-    for question in chosen:
-        other = choose.choice([one for one in questions if one is not question])
-        _add_question(batch, question, other, passages[question.text], choose, is_second=is_second)
-    return batch
-
-
-def _add_question(
-    batch: _Batch,
-    question: Question,
-    other: Question,
-    own: Passages,
-    choose: Random,
-    *,
-    is_second: bool,
-) -> None:
-    answers = [batch.add(question.prompt, answer) for answer in question.answers]
-    batch.preferences += [(answers[one.better], answers[one.worse]) for one in question.pairs]
-    human, corrected = question.references
-    right = [
-        (batch.add(question.prompt, text), question.prompt, text)
-        for text in (corrected, human)
-        if text.strip()
-    ]
-    batch.measured += [*([] if is_second else answers), *(index for index, *_ in right)]
-    if corrected.strip() not in ("", question.answers[0].strip()):
-        batch.preferences.append((right[0][0], answers[0]))
-    if rest := without_errors(question):
-        batch.preferences.append((batch.add(question.prompt, rest), answers[0]))
-    denial = true_denial(choose.choice((human, corrected)), own, other, choose)
-    if denial is not None and choose.random() < 0.5:
-        right.append((batch.add(question.prompt, denial), question.prompt, denial))
-    for text in _some(short_answers(question, own), 4 - len(right), choose):
-        prompt = question.prompt
-        if choose.random() < 0.6:
-            prompt = supported_prompt(own, f"{human} {text}", choose)
-        right.append((batch.add(prompt, text), prompt, text))
-    sampled = choose.randrange(len(answers))
-    right.append((answers[sampled], question.prompt, question.answers[sampled]))
-    without = wrong_answers(human, own, other, choose, sorted(WITHOUT_ANSWER & set(KINDS)))
-    for kind, text in without.items():
-        index = batch.add(question.prompt, text)
-        batch.pairs[kind] += [(better, index) for better, *_ in right]
-    made = [_add_faults(batch, one, own, other, choose, is_second=is_second) for one in right[:-1]]
-    for aspect, marked in marked_by_people(question).items():
-        by_fault = [one[aspect] for one in made if aspect in one]
-        batch.marked[aspect] += [marked, *choose.sample(by_fault, min(1, len(by_fault)))]
-
-
-def _add_span_question(
-    batch: _Batch, question: SpanQuestion, other: Question, choose: Random, *, is_second: bool
-) -> None:
-    """Add right answers to a question without human feedback, and wrong versions of each.
-
-    Their lengths do not count, and their segments are not classified.
-    """
-    asked = question.with_prompt(choose)
-    own = Passages(asked)
-    texts = _some(question.short_answers(), 2, choose)
-    if choose.random() < 0.3:
-        texts[-1] = choose.choice(question.long_answers())
-    right = [(batch.add(asked.prompt, text), asked.prompt, text) for text in texts]
-    kinds = [choose.choice(sorted(WITHOUT_ANSWER & set(KINDS)))]
-    for kind, text in wrong_answers(texts[0], own, other, choose, kinds).items():
-        index = batch.add(asked.prompt, text)
-        batch.pairs[kind] += [(better, index) for better, *_ in right]
-    for better, prompt, text in right:
-        if rival := question.with_rival(text, choose):
-            batch.pairs["other answer"].append((better, batch.add(prompt, rival)))
-        _add_faults(batch, (better, prompt, text), own, other, choose, is_second=is_second)
-
-
-def _add_faults(
-    batch: _Batch,
-    right: tuple[int, str, str],
-    own: Passages,
-    other: Question,
-    choose: Random,
-    *,
-    is_second: bool,
-) -> dict[str, Marked]:
-    """Add wrong versions of a right answer; return one of them for each aspect that has one."""
-    better, prompt, text = right
-    wrong = wrong_answers(
-        text, own, other, choose, [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
-    )
-    if is_second:
-        kinds = [kind for kind in _SUBTLE if kind in wrong]
-        kinds += _some([kind for kind in wrong if kind not in _SUBTLE], 2, choose)
-    else:
-        kinds = [kind for kind in _HARDEST if kind in wrong]
-        kinds += _some([kind for kind in _HARD if kind in wrong], 2, choose)
-        kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
-    marked: dict[str, Marked] = {}
-    for kind in kinds:
-        batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
-        marked |= marked_by_fault(Sample(prompt, wrong[kind]), text, kind)
-    return marked
-
-
-def _losses(run: _Run, models: Mapping[str, RewardModel], batch: _Batch) -> dict[str, torch.Tensor]:
+def _losses(run: _Run, models: Mapping[str, RewardModel], batch: Batch) -> dict[str, torch.Tensor]:
     model, settings = run.model, run.settings
     inputs = prepared(models["preference"], batch.samples)
     states = _states(model, inputs)
@@ -374,7 +227,7 @@ def _losses(run: _Run, models: Mapping[str, RewardModel], batch: _Batch) -> dict
 
 
 def _length_loss(
-    run: _Run, batch: _Batch, inputs: Sequence[ModelInput], scores: torch.Tensor
+    run: _Run, batch: Batch, inputs: Sequence[ModelInput], scores: torch.Tensor
 ) -> torch.Tensor:
     """Return the squared correlation of scores with lengths, over earlier steps' answers too."""
     own = scores[batch.measured]
@@ -428,7 +281,3 @@ def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Return Pearson's correlation; 0 for constants."""
     first, second = first - first.mean(), second - second.mean()
     return (first * second).sum() / (first.norm() * second.norm()).clamp(min=1e-6)
-
-
-def _some(items: Sequence[str], number: int, choose: Random) -> list[str]:
-    return choose.sample(list(items), min(number, len(items)))

@@ -18,6 +18,7 @@ from features import ASPECTS
 from wrong_answers import (
     HELD_OUT_KINDS,
     KINDS,
+    SUBTLE,
     Passages,
     changed_words,
     short_answers,
@@ -30,9 +31,9 @@ from wrong_answers import (
 __all__ = ["FORMS", "Measure", "holistic_scores", "measure", "rankings", "scores_of"]
 
 #: Right answers of which wrong ones are made: the correction of a sampled answer by people, their
-#: own answer, that where the passages have each word that the wrong answer changes, and short
-#: answers with all passages or only the supporting sentences.
-FORMS = ("corrected", "own", "own, in the passages", "short")
+#: own answer, and short answers with all passages or only the supporting sentences; of the latter
+#: two, also those where the passages have each word that the wrong answer changes.
+FORMS = ("corrected", "own", "own, in the passages", "short", "short, in the passages")
 
 #: Prompt and completion.
 _Text = tuple[str, str]
@@ -89,6 +90,9 @@ def measure(models: dict[str, RewardModel], questions: Sequence[Question]) -> di
         "holistic: corrected over original": _corrections(models["preference"], questions),
         "holistic: true over false denials": _with_interval(
             _denials(models["preference"], questions), _share
+        ),
+        "holistic: without full stop over subtly wrong": _with_interval(
+            _without_stops(models["preference"], questions), _share
         ),
         "holistic: r of length, sampled answers": _with_interval(
             [list(zip(*rows, strict=True)) for rows in zip(holistic, lengths, strict=True)],
@@ -154,8 +158,9 @@ def _wrong_pairs(question: Question, other: Question) -> list[tuple[str, str, _T
         kinds = (*KINDS, *HELD_OUT_KINDS)
         for kind, wrong in wrong_answers(text, own, other, choose, kinds).items():
             found.append((kind, form, (prompt, text), (prompt, wrong)))
-            if form == "own" and changed_words(text, wrong) <= words_of(prompt):
-                found.append((kind, "own, in the passages", (prompt, text), (prompt, wrong)))
+            in_passages = f"{form}, in the passages"
+            if in_passages in FORMS and changed_words(text, wrong) <= words_of(prompt):
+                found.append((kind, in_passages, (prompt, text), (prompt, wrong)))
     return found
 
 
@@ -171,10 +176,31 @@ def _denials(model: RewardModel, questions: Sequence[Question]) -> list[list[flo
                 pairs.append(
                     (index, Sample(question.prompt, right), Sample(question.prompt, wrong))
                 )
+    return _wins_of_pairs(model, pairs, len(questions))
+
+
+def _without_stops(model: RewardModel, questions: Sequence[Question]) -> list[list[float]]:
+    """Return by question how often short right answers without full stop beat wrong ones with it.
+
+    The wrong ones are of the kinds that a few words tell.
+    """
+    pairs = [
+        (index, Sample(prompt, text.rstrip(".")), Sample(*wrong))
+        for index, question in enumerate(questions)
+        for kind, form, (prompt, text), wrong in _wrong_pairs(question, questions[index - 1])
+        if form == "short" and kind in SUBTLE and text.endswith(".") and wrong[1].endswith(".")
+    ]
+    return _wins_of_pairs(model, pairs, len(questions))
+
+
+def _wins_of_pairs(
+    model: RewardModel, pairs: Sequence[tuple[int, Sample, Sample]], number: int
+) -> list[list[float]]:
+    """Return by question how the first of two samples does against the second."""
     values = [
         score.value for score in scores_of(model, [one for _, *both in pairs for one in both])
     ]
-    wins: list[list[float]] = [[] for _ in questions]
+    wins: list[list[float]] = [[] for _ in range(number)]
     for (index, *_), right, wrong in zip(pairs, values[::2], values[1::2], strict=True):
         wins[index].append(_win(right, wrong))
     return [row for row in wins if row]

@@ -18,6 +18,7 @@ from data import Question
 __all__ = [
     "HELD_OUT_KINDS",
     "KINDS",
+    "SUBTLE",
     "WITHOUT_ANSWER",
     "Passages",
     "changed_words",
@@ -395,6 +396,9 @@ HELD_OUT_KINDS = (
     "other refusal", "first half", "denied", "exchanged numbers", "shuffled words",
     "numbered filler",
 )  # fmt: skip
+
+#: Kinds that a few words tell from the right answer, and no form.
+SUBTLE = ("name from passages", "exchanged names", "other numbers", "opposite")
 
 #: Kinds that contain nothing of the right answer, and are wrong beside every right one.
 WITHOUT_ANSWER = frozenset({"empty", "refusal", "question again", "off topic", "other refusal"})
