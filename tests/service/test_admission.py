@@ -321,6 +321,67 @@ def overload(
     return by_size
 
 
+@pytest.mark.parametrize("error", [None, ValueError])
+async def test_admission_requests_that_waited_release_everything(
+    error: type[Exception] | None,
+) -> None:
+    """Those that get capacity at the same moment, too, whatever they do with it."""
+    tokens: list[tuple[int, int]] = []
+    admission = Admission(1000, observe=lambda *found: tokens.append(found))
+
+    async def request(number: int) -> None:
+        async with admission.admit_waiting(400, caller(number)):
+            await asyncio.sleep(0)
+            if error is not None:
+                raise error
+
+    outcomes = await asyncio.gather(*map(request, range(10)), return_exceptions=True)
+    assert [type(one) for one in outcomes] == [error or type(None)] * 10
+    assert max(queued for queued, _ in tokens) == 800
+    assert tokens[-1] == (0, 0)
+    with admission.admit(1000):
+        pass
+
+
+@pytest.mark.parametrize(("max_queued", "line"), [(20, 1_000_000), (200_000, 1_600_000)])
+async def test_admission_eight_queues_or_a_million_tokens_may_wait(
+    max_queued: int, line: int
+) -> None:
+    admission = Admission(max_queued)
+
+    async def admitted(num_tokens: int) -> None:
+        async with admission.admit_waiting(num_tokens):
+            pass
+
+    with admission.admit(max_queued):
+        waiting = asyncio.create_task(admitted(line - 10))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await admitted(11)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        eleven = asyncio.create_task(admitted(11))
+        await asyncio.sleep(0)
+        assert not eleven.done()
+    await eleven
+
+
+async def test_admission_cancelled_request_that_waits_releases_everything() -> None:
+    tokens: list[tuple[int, int]] = []
+    admission = Admission(1000, observe=lambda *found: tokens.append(found))
+
+    async def request(number: int) -> None:
+        async with admission.admit_waiting(600, caller(number)):
+            await asyncio.sleep(3600)
+
+    waiting = [asyncio.create_task(request(number)) for number in range(4)]
+    await asyncio.sleep(0)
+    for task in waiting:  # the first is in its block, the second gets capacity as it is cancelled
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert tokens[-1] == (0, 0)
+
+
 def test_estimate_tokens_counts_characters() -> None:
     sample = Sample("1234", (Message("assistant", "12345678"),), fields={"question": "1234"})
     assert estimate_tokens([sample, sample]) == 2 * (16 + 4)

@@ -96,6 +96,26 @@ async def test_group_without_ids_may_have_equal_completions() -> None:
         assert await each(server, *map(member, ["a", "a", "a b", "a b"])) == wanted
 
 
+async def test_group_of_a_trainers_route_waits_for_capacity_and_releases_it() -> None:
+    body = {"prompt": "?", "response": "a b " * 100, "group_size": 4}
+    async with serving(
+        recipe(group_timeout_s=5, hierarchy={"rule": "mo_grpo"}), max_queued_tokens=500
+    ) as server:
+        await server.engine.life.until_ready()
+        bodies = [
+            body | {"group": str(group), "id": str(member)}
+            for member in range(4)
+            for group in range(8)
+        ]
+        answers = await asyncio.gather(
+            *(server.client.post("/compat/slime/plain", json=one) for one in bodies)
+        )
+        assert {one.status_code for one in answers} == {200}
+        metrics = (await server.client.get("/metrics")).text
+        assert "alarm_reserved_tokens 0.0" in metrics
+        assert "alarm_queued_tokens 0.0" in metrics
+
+
 async def test_group_in_two_requests_beside_whole_groups() -> None:
     async with grouping() as server:
         wanted, others = await whole(server, *WORDS), await whole(server, "a", "a b c")

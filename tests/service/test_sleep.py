@@ -84,6 +84,19 @@ async def test_sleeping_server_refuses_requests_and_says_how_to_wake_it(checkpoi
         assert (reload.status_code, reload.json()["error"]["code"]) == (503, "sleeping")
 
 
+async def test_sleeping_server_keeps_no_capacity_for_the_requests_it_refuses(
+    checkpoint: Path,
+) -> None:
+    async with serving(checkpoint) as (_, client):
+        await client.post("/admin/sleep")
+        body = {"prompt": "a", "response": "b", "label": None}
+        refused = await asyncio.gather(
+            *(client.post("/compat/slime/one", json=body) for _ in range(8))
+        )
+        assert {one.status_code for one in refused} == {503}
+        assert "alarm_reserved_tokens 0.0" in (await client.get("/metrics")).text
+
+
 async def test_sleep_lets_running_requests_end_first(checkpoint: Path) -> None:
     async with serving(checkpoint) as (engine, client):
         with engine._model_sets.acquire():

@@ -8,8 +8,8 @@ import math
 import time
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from alarm_models.types import Sample, num_characters
@@ -251,8 +251,6 @@ class Admission:
         self._by_content: dict[tuple[str, int, int], dict[str, _Claim]] = {}
         self._expiries: list[tuple[float, float, _Claim]] = []
         self._num_claims = 0
-        #: The last granted claim, whose request calls `admit` next.
-        self._due: _Claim | None = None
         self._empty_since = -math.inf
         self._busy_since: float | None = None
         self._busy_s = 0.0
@@ -266,12 +264,22 @@ class Admission:
             return self._max
         return min(self._max, max(1, int(self._max_queue_s * self.throughput.tokens_per_s)))
 
-    async def wait_for_capacity(self, num_tokens: int, caller: Caller = INTERNAL) -> None:
-        """Wait for capacity for these tokens; raise `Overloaded` if too many are waiting.
+    @asynccontextmanager
+    async def admit_waiting(
+        self, num_tokens: int, caller: Caller = INTERNAL
+    ) -> AsyncIterator[None]:
+        """Wait for capacity, and occupy ``num_tokens`` of the queue while the block runs.
 
-        The caller must call `admit` before its next await; otherwise another request may take the
-        capacity.
+        Raises `Overloaded` if too many tokens are waiting.
         """
+        claim = await self._granted_claim(num_tokens, caller)
+        self._remove(claim)
+        self._admitted.reach(claim.start)
+        with self._occupied(num_tokens, caller.flow):
+            yield
+
+    async def _granted_claim(self, num_tokens: int, caller: Caller) -> _Claim:
+        """Wait for capacity; return the claim that holds it."""
         self._expire()
         self._admitted.begin_to_wait(caller.flow)
         most = max(_MIN_WAITING_TOKENS, _MAX_WAITING_QUEUES * self._max)
@@ -285,11 +293,10 @@ class Admission:
         try:
             self._grant()
             await claim.turn
-            self._due = claim
-            asyncio.get_running_loop().call_soon(self._lapse, claim)
         except BaseException:
             self._cancel(claim)
             raise
+        return claim
 
     @contextmanager
     def admit(
@@ -303,13 +310,35 @@ class Admission:
         ``content`` identifies a retried request, see `content_of`; it is called only where requests
         have been refused.
         """
-        self._enter(num_tokens, caller, content)
+        self._expire()
+        self._admitted.begin_to_wait(caller.flow)
+        claim = self._claim_of(num_tokens, caller, content()) if self._claims else None
+        if not self._has_capacity(num_tokens, caller, claim):
+            if claim is None and len(self._claims) + len(self._granted) < _MAX_RESERVED:
+                claim = self._claim(num_tokens, caller, content())
+                self._by_content.setdefault(claim.identity, {})[caller.connection] = claim
+            raise self._overloaded(num_tokens, caller, claim)
+        if claim is None:
+            self._admitted.serve(caller.flow)
+            self._admitted.charge(caller.flow, num_tokens)
+        else:
+            self._remove(claim)
+            self._admitted.reach(claim.start)
+        with self._occupied(num_tokens, caller.flow):
+            yield
+
+    @contextmanager
+    def _occupied(self, num_tokens: int, flow: str) -> Iterator[None]:
+        self._num_requests[flow] += 1
+        if self._claims:
+            self._admitted.divide(num_tokens, len(self._num_requests))
+        self._change(num_tokens, flow)
         is_done = False
         try:
             yield
             is_done = True
         finally:
-            self._leave(num_tokens, caller.flow, is_done=is_done)
+            self._leave(num_tokens, flow, is_done=is_done)
 
     def retry_after_s(self, num_tokens: int = 1, before: int = 0) -> int:
         """Return the seconds after which a request should be retried, by measured throughput.
@@ -322,29 +351,6 @@ class Admission:
         if not self.throughput.is_measured:
             wait_s = min(wait_s, _UNMEASURED_S)
         return max(1, math.ceil(wait_s))
-
-    def _enter(self, num_tokens: int, caller: Caller, content: Callable[[], int]) -> None:
-        due, self._due = self._due, None
-        if due is None:
-            self._expire()
-            self._admitted.begin_to_wait(caller.flow)
-            claim = self._claim_of(num_tokens, caller, content()) if self._claims else None
-            if not self._has_capacity(num_tokens, caller, claim):
-                if claim is None and len(self._claims) + len(self._granted) < _MAX_RESERVED:
-                    claim = self._claim(num_tokens, caller, content())
-                    self._by_content.setdefault(claim.identity, {})[caller.connection] = claim
-                raise self._overloaded(num_tokens, caller, claim)
-            due = claim
-        if due is None:
-            self._admitted.serve(caller.flow)
-            self._admitted.charge(caller.flow, num_tokens)
-        else:
-            self._remove(due)
-            self._admitted.reach(due.start)
-        self._num_requests[caller.flow] += 1
-        if self._claims:
-            self._admitted.divide(num_tokens, len(self._num_requests))
-        self._change(num_tokens, caller.flow)
 
     def _leave(self, num_tokens: int, flow: str, *, is_done: bool) -> None:
         self._measure()
@@ -461,12 +467,6 @@ class Admission:
         if self._remove(claim):
             self._admitted.charge(claim.flow, -claim.num_tokens)
             self._grant()
-
-    def _lapse(self, claim: _Claim) -> None:
-        """Cancel a claim that was granted but not used."""
-        if self._due is claim:
-            self._due = None
-            self._cancel(claim)
 
     def _expire(self) -> None:
         while self._expiries and self._expiries[0][0] <= self._now():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -256,18 +256,27 @@ class RewardEngine:
         """Admit these samples for the duration of the block; yield the model set once it is loaded.
 
         An admitted request uses the same model set to the end. Raises `Overloaded`, `Draining`,
-        `Sleeping` or `Broken`.
+        `Sleeping` or `Broken`. Where the queue is full, a caller that `waits` waits.
         """
+        self._require_open()
+        num_tokens = estimate_tokens(samples)
+        async with AsyncExitStack() as stack:
+            if caller.waits:
+                await stack.enter_async_context(self.admission.admit_waiting(num_tokens, caller))
+                self._require_open()
+            else:
+                content = partial(content_of, samples)
+                stack.enter_context(self.admission.admit(num_tokens, caller, content))
+            stack.enter_context(self.metrics.track_request())
+            with self.tracer.start_as_current_span("admit"):
+                await self.life.until_ready()
+            yield stack.enter_context(self._model_sets.acquire())
+
+    def _require_open(self) -> None:
+        """Raise `Draining` or `Sleeping` where requests are not admitted."""
         if self.life.is_draining:
             raise draining_error()
         self.life.require_awake()
-        num_tokens = estimate_tokens(samples)
-        admission = self.admission.admit(num_tokens, caller, partial(content_of, samples))
-        with admission, self.metrics.track_request():
-            with self.tracer.start_as_current_span("admit"):
-                await self.life.until_ready()
-            with self._model_sets.acquire() as model_set:
-                yield model_set
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[ModelSet]:
@@ -276,9 +285,7 @@ class RewardEngine:
         For work that no device does, which needs no admission. Raises `Draining`, `Sleeping` or
         `Broken`.
         """
-        if self.life.is_draining:
-            raise draining_error()
-        self.life.require_awake()
+        self._require_open()
         await self.life.until_ready()
         with self._model_sets.acquire() as model_set:
             yield model_set

@@ -16,11 +16,13 @@ class Caller:
 
     ``key`` identifies its API key where the server has several, and is empty otherwise;
     ``connection`` is the address and port that it sends from. Connections with the same key share
-    its part of the device time.
+    its part of the device time. Requests of a caller that ``waits`` wait while the queue is full,
+    instead of being refused.
     """
 
     key: str = ""
     connection: str = ""
+    waits: bool = field(default=False, compare=False)
 
     @property
     def flow(self) -> str:

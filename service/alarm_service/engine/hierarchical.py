@@ -27,7 +27,6 @@ from alarm_models.combination.rewards import (
 from alarm_models.errors import SampleError
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_models.types import AspectReward, JudgeUsage, Reward, Sample, Score
-from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.group_assembler import GroupAnswer, GroupVisit
@@ -694,8 +693,7 @@ class _GroupCall:
     ) -> Sequence[Reward | SampleError]:
         """Score and reward a whole group, as if it had come in one request."""
         try:
-            await self.engine.admission.wait_for_capacity(estimate_tokens(samples), self.caller)
-            async with self.engine.admit(samples, self.caller) as model_set:
+            async with self.engine.admit(samples, replace(self.caller, waits=True)) as model_set:
                 if model_set.catalog.recipe(self.name) is not request.recipe:
                     return [_RELOADED] * len(samples)
                 segmenters = _segmenters(model_set, request)

@@ -4,13 +4,10 @@ import asyncio
 import base64
 
 import httpx
-import pytest
 from recording_server import RecordingWords, post, recording_server
 from served import app_of, until, until_set
 from standin import recipe
 from tcp import over_tcp
-
-from alarm_service.errors import Overloaded
 
 KEY = "sésame"
 SAMPLE = {"prompt": "Q?", "response": "a b", "label": None}
@@ -42,25 +39,6 @@ async def test_compat_route_waits_for_capacity_where_score_is_refused() -> None:
         words.release.set()
         assert [(await one).json() for one in (first, second, third)] == [1, 2, 2]
         assert server.engine.admission.num_queued == 0
-
-
-@pytest.mark.parametrize(("max_queued", "line"), [(20, 1_000_000), (200_000, 1_600_000)])
-async def test_wait_for_capacity_is_bounded_by_eight_queues_or_a_million_tokens(
-    max_queued: int, line: int
-) -> None:
-    async with recording_server(max_queued_tokens=max_queued) as (server, words):
-        first = asyncio.create_task(post(server, "/compat/slime/plain", **HELD))
-        await until_set(words.held)
-        admission = server.engine.admission
-        waiting = asyncio.create_task(admission.wait_for_capacity(line - 10))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
-            await admission.wait_for_capacity(11)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        eleven = asyncio.create_task(admission.wait_for_capacity(11))
-        words.release.set()
-        await asyncio.gather(first, eleven)
 
 
 async def test_wait_for_capacity_timeout_releases_the_claim() -> None:

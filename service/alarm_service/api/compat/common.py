@@ -35,7 +35,6 @@ from alarm_service.api.deps import (
     timeout_s,
 )
 from alarm_service.api.off_loop_bodies import REQUESTS_PER_ROLLOUT
-from alarm_service.engine.admission import estimate_tokens
 from alarm_service.engine.engine import RewardEngine
 from alarm_service.engine.fair_queueing import INTERNAL, Caller
 from alarm_service.engine.hierarchical import reward_samples
@@ -248,7 +247,7 @@ async def scalar_rewards(
     sample fails the whole call with `SampleFailed`, which names its index in ``field``. When the
     queue is full the call waits for capacity, since trainers give up after a few tries.
     """
-    await engine.admission.wait_for_capacity(estimate_tokens(samples), caller)
+    caller = replace(caller, waits=True)
     target = resolve_target(engine.catalog, name)
     if isinstance(target, Recipe):
         rewards = await reward_samples(
