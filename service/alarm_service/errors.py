@@ -201,15 +201,19 @@ def num_faults(faults: Sequence[Mapping[str, Any]]) -> int:
     return sum(one.count if isinstance(one, OmittedFaults) else 1 for one in inputs)
 
 
-def format_validation_errors(faults: Sequence[Mapping[str, Any]], within: str | None = None) -> str:
+def format_validation_errors(
+    faults: Sequence[Mapping[str, Any]], within: str | None = None, whole: str = "the whole body"
+) -> str:
     """Format pydantic's errors: each field's path, message and received value.
 
     Of a field that may be of several types, the errors are those of the type that was received.
-    ``within`` is the first part of the fields' paths, which is left out.
+    ``within`` is the first part of the fields' paths, which is left out. ``whole`` names what was
+    received where it is of a wrong type itself.
     """
     faults = _of_received_types(faults)
     lines = [
-        f"{_path(_location(fault), within)}: {shortened(fault['msg'], _MAX_MESSAGE)}{_got(fault)}"
+        f"{_path(_location(fault), within) or within or whole}: "
+        f"{shortened(_message(fault), _MAX_MESSAGE)}{_got(fault)}"
         for fault in faults[:MAX_FAULTS]
     ]
     if len(faults) > MAX_FAULTS:
@@ -262,7 +266,14 @@ def _path(location: Sequence[str | int], within: str | None) -> str:
     if within is not None:
         names = names[1:]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names)
-    return path.lstrip(".") or within or "the whole body"
+    return path.lstrip(".")
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    message = str(fault["msg"])
+    if fault["type"] == "model_type":  # it names our class
+        return message.partition(" or instance of")[0]
+    return message.removeprefix("Value error, ")
 
 
 def _name(part: str | int) -> str | int:

@@ -73,7 +73,7 @@ async def _score(engine: RewardEngine, recipe: Recipe, source: BinaryIO, out: IO
     num_lines = num_failed = 0
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("scoring", total=_num_bytes(source))
-        for chunk in _chunks(_parse(line) for _, line in read_lines(source)):
+        for chunk in _chunks(_parse(*line) for line in read_lines(source)):
             rewards = await _rewards(engine, recipe, chunk)
             num_lines += len(chunk)
             num_failed += sum(reward.error is not None for reward in rewards)
@@ -142,21 +142,22 @@ async def _rewards(
     ]
 
 
-def _parse(line: bytes | None) -> _Parsed:
+def _parse(number: int, line: bytes | None) -> _Parsed:
     num_bytes = len(line or b"")
     try:
         value = parsed_line(line)
     except ValueError as error:
-        error_line = SampleError("invalid_sample", f"the line is not JSON: {error}")
+        error_line = SampleError("invalid_sample", f"line {number} is not JSON: {error}")
         return _Parsed(error_line, num_bytes)
     try:
         sample = sample_of(value) if is_captured(value) else value
         return _Parsed(SampleIn.model_validate(sample), num_bytes)
     except CaptureError as error:
-        error_line = SampleError("invalid_sample", str(error))
+        error_line = SampleError("invalid_sample", f"line {number}: {error}")
         return _Parsed(error_line, num_bytes, _id_in(value["sample"]))
     except ValidationError as error:
-        error_line = SampleError("invalid_sample", format_validation_errors(error.errors()))
+        faults = format_validation_errors(error.errors(), whole="the whole line")
+        error_line = SampleError("invalid_sample", f"line {number}: {faults}")
         return _Parsed(error_line, num_bytes, _id_in(value))
 
 
@@ -206,9 +207,8 @@ def _samples(file: Path) -> list[SampleIn]:
                     is_stored = isinstance(found, dict) and "sample" in found
                     samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
             except ValidationError as error:
-                raise GoldenError(
-                    f"{file}, line {number}: {format_validation_errors(error.errors())}"
-                ) from error
+                faults = format_validation_errors(error.errors(), whole="the whole line")
+                raise GoldenError(f"{file}, line {number}: {faults}") from error
             except ValueError as error:
                 raise GoldenError(f"{file}, line {number} is not JSON: {error}") from error
     if not samples:

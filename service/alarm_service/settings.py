@@ -60,18 +60,17 @@ class Settings(BaseSettings):
     )
 
     recipe: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("mini",), description="built-in recipe or TOML file; repeatable"
+        default=("mini",), description="built-in recipe or TOML file"
     )
     model: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="a checkpoint's folder or hub id; its recipe is derived from its files; "
-        "repeatable",
+        description="a checkpoint's folder or hub id; its recipe is derived from its files",
     )
     template: str | None = Field(
         default=None, description="chat template for `model` checkpoints whose files have none"
     )
     set: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="KEY=VALUE overrides a recipe key by its dotted name; repeatable"
+        default=(), description="KEY=VALUE overrides a recipe key by its dotted name"
     )
     host: str = Field(default="127.0.0.1", description="address that the server listens on")
     port: int = Field(
@@ -118,13 +117,13 @@ class Settings(BaseSettings):
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="API key that callers must use (with --url: the key to send); repeatable",
+        description="API key that callers must use (with --url: the key to send)",
     )
     api_key_file: Path | None = Field(
         default=None, description="file of API keys, one per line; `#` starts a comment"
     )
     admin_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="key for the /admin routes; repeatable"
+        default=(), description="key for the /admin routes"
     )
     admin_key_file: Path | None = Field(
         default=None,
@@ -142,7 +141,7 @@ class Settings(BaseSettings):
     allowed_host: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Host header to accept when no API key is set, in addition to localhost and "
-        "--host; * accepts any; repeatable",
+        "--host; * accepts any",
     )
     max_requests_per_minute: int | None = Field(
         default=None, ge=1, description="maximum requests per minute per API key"
@@ -257,7 +256,7 @@ class Settings(BaseSettings):
     def _are_devices(cls, value: str) -> str:
         if _DEVICES.fullmatch(value) is None:
             raise ValueError(
-                f"{quoted(value)} is not a device: give auto, cpu, cuda or cuda:N, or several with "
+                f"{quoted(value)} is not a device: give auto, cpu, cuda or cuda:N, or several "
                 "separated by commas, such as cuda:0,cuda:1"
             )
         return value

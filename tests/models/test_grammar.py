@@ -88,12 +88,13 @@ def test_grammar_spec_with_engine_and_url_that_do_not_match_is_refused(
         load_direct(kind="grammar", **more)
 
 
-def test_languagetool_offsets_become_code_points() -> None:
+@pytest.mark.parametrize("ending", ["/", "/v2", "/v2/"])
+def test_languagetool_offsets_become_code_points(ending: str) -> None:
     with languagetool() as server:
         model = load_direct(
             kind="grammar",
             engine="languagetool",
-            url=f"{server.url}/",
+            url=server.url + ending,
             language="en-GB",
             ignored_rules=["A", "B"],
         )

@@ -37,7 +37,7 @@ def refusal(text: str, folder: Path) -> str:
     "key", ["chat_template", "turns", "suffix", "prefix", "tokenizer", "revision", "adapter"]
 )
 def test_recipe_key_of_wrong_type_is_refused(key: str, value: str, tmp_path: Path) -> None:
-    assert f"models.rm.sequence.{key}" in refusal(f"{NEURAL}{key} = {value}{END}", tmp_path)
+    assert f"models.rm.{key}" in refusal(f"{NEURAL}{key} = {value}{END}", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ def test_folder_that_does_not_exist_is_refused_by_its_key(
     key: str, name: str, checkpoint: str
 ) -> None:
     keys = {"checkpoint": checkpoint, "template": "{completion}", key: name}
-    with pytest.raises(CheckpointError, match=rf"set models\.<name>\.{key}=PATH") as refused:
+    with pytest.raises(CheckpointError, match=rf"(?s)^{key} .*a folder") as refused:
         load(SequenceSpec.model_validate(keys))
     assert len(str(refused.value)) < MAX_ERROR

@@ -66,7 +66,7 @@ def test_score_command_invalid_line_has_an_error_in_its_place(
     assert code == 1
     codes = [line["error"] and line["error"]["code"] for line in lines]
     assert codes == [None, *["invalid_sample"] * 5, None]
-    assert lines[2]["error"]["message"] == "completion: Field required"
+    assert lines[2]["error"]["message"] == "line 4: completion: Field required"
     assert "5 of 7 samples failed" in capsys.readouterr().err
 
 
@@ -100,10 +100,18 @@ def test_score_command_set_changes_the_recipe(recipe_file: Path) -> None:
     ("arguments", "message"),
     [
         (["--set", "models.nobody.dtype=float32"], "no recipe has a table 'models.nobody'"),
-        (["--set", "holistic.wieght=3"], "holistic.wieght: Extra inputs are not permitted"),
+        (
+            ["--set", "holistic.wieght=3"],
+            "holistic.wieght: Extra inputs are not permitted: did you mean `weight`?",
+        ),
+        (
+            ["--set", "models.rm.templat=x"],
+            "models.rm.templat: Extra inputs are not permitted: did you mean `template`?",
+        ),
+        (["--recipe", "mini", "--recipe", "translation"], "2 recipes are given"),
         (["--set", "holistic.weight"], "--set requires KEY=VALUE"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
-        (["--device", "tpu"], "'tpu' is not a device: give auto, cpu"),
+        (["--device", "tpu"], "--device: 'tpu' is not a device: give auto, cpu"),
         (["--set", "models.rm.checkpoint=/nowhere"], "/nowhere"),
     ],
 )
@@ -321,10 +329,12 @@ READERS: list[list[str]] = [
 RECIPES: list[tuple[str | bytes, str]] = [
     ("models = 1", "models: Input should be a valid"),
     ("models.m = 3", "models.m: Input should be a valid"),
+    ("models.m.template = 'a'", "models.m.kind: Field required"),
+    ('models.m.kind = "sequence"\nholistic.model = "m"', "models.m.checkpoint: Field required"),
     ('models.m.kind = "nope"', "models.m: Input tag 'nope'"),
     ('models.m.kind = "length"\nholistic = 3', "holistic: Input should be a valid"),
     ('models.m.kind = "length"\nholistic.model = "x"', "holistic.model is 'x'"),
-    ('models.m.kind = "length"\nmodels.m.foo = 1\nholistic.model = "m"', "models.m.length.foo"),
+    ('models.m.kind = "length"\nmodels.m.foo = 1\nholistic.model = "m"', "models.m.foo"),
     ("aspects = [1]", "aspects: Input should be a valid"),
     ("[[models]]\nx = 1", "models: Input should be a valid"),
     ("a = = 1", "is not valid TOML"),
@@ -343,7 +353,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--recipe", "nope"], "neither a built-in recipe"),
     (["--recipe", "."], "neither a built-in recipe"),
     (["--device", "tpu"], "'tpu' is not a device: give auto, cpu"),
-    (["--max-batch-tokens", "0"], "max_batch_tokens: Input should be greater"),
+    (["--max-batch-tokens", "0"], "--max-batch-tokens: Input should be greater"),
     (["--write", "groups.jsonl"], "groups.jsonl is one of the files to be read"),
     (["--write", "no/such"], "there is no folder"),
     (["--write", "."], "is a folder"),

@@ -290,6 +290,17 @@ def judge(endpoint: Endpoint, files: list[str], cache: Path, *flags: str) -> int
     return main(["judge", *files, *at, *flags])
 
 
+def test_judge_command_without_anything_to_ask_writes_no_cache(
+    endpoint: Endpoint, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache.jsonl"
+    assert judge(endpoint, [f"a={files[0]}", f"b={files[0]}"], cache) == 0
+    assert not cache.exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 pairs of equal texts are ties" in said
+    assert "shown first" not in said
+
+
 def test_judge_command_writes_a_report(
     endpoint: Endpoint,
     files: list[str],

@@ -95,7 +95,10 @@ def test_serve_with_an_unknown_recipe_key_names_it(recipe: Path) -> None:
     process = alarm("serve", "--recipe", str(recipe), "--set", "holistic.wieght=2")
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert errors == ("alarm: recipe 'tiny': holistic.wieght: Extra inputs are not permitted\n")
+    assert errors == (
+        "alarm: recipe 'tiny': holistic.wieght: Extra inputs are not permitted: did you mean "
+        "`weight`?\n"
+    )
 
 
 def test_idle_connection_does_not_delay_shutdown(recipe: Path) -> None:

@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import safe_open
 
 from alarm_models.errors import CheckpointError, quoted
@@ -70,9 +76,7 @@ def locate(
     what to do.
     """
     if not checkpoint.strip():
-        raise CheckpointError(
-            f"{key} is empty: give a folder or a hub id with `--set models.<name>.{key}=PATH`"
-        )
+        raise CheckpointError(f"{key} is empty: give a folder or a hub id")
     file = Path(checkpoint).expanduser()
     if file.suffix == ".gguf" and file.is_file():
         return unpacked(file)
@@ -105,17 +109,30 @@ def locate(
             snapshot = fetch(pattern)
             if any(snapshot.glob(pattern)):
                 return snapshot
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{key} {quoted(checkpoint)} is not a folder and not a hub id: check the path"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{key} {quoted(checkpoint)} is not a folder, and could not be fetched from the hub"
-            f"{f' at revision {quoted(revision)}' if revision else ''} "
-            f"({type(error).__name__}). Give a folder with "
-            f"`--set models.<name>.{key}=PATH`, or download it once with HF_HUB_OFFLINE unset."
+            f"{f' at revision {quoted(revision)}' if revision else ''}: {_reason(error)}"
         ) from error
     raise CheckpointError(
         f"{quoted(checkpoint)} has neither .safetensors nor .bin weights; give a GGUF file by its "
         f'path, `{key} = "FILE.gguf"`'
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return why a checkpoint could not be fetched, and what to do."""
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or one that requires a login (set HF_TOKEN)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it was not downloaded before, and the hub is unreachable or HF_HUB_OFFLINE is set"
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,15 +6,17 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.from_checkpoint import MODEL, SOURCE, recipe_of_checkpoint
-from alarm_models.recipe.schema import Recipe
+from alarm_models.recipe.schema import AspectSpec, HierarchySpec, HolisticSpec, Recipe
 from alarm_models.recipe.specs import KINDS
 
 __all__ = [
@@ -236,14 +238,34 @@ def _checked(table: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(table)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
-        lines = [
-            f"{_short('.'.join(map(str, one['loc']))) or 'recipe'}: "
-            f"{_short(one['msg'].removeprefix('Value error, '))}"
-            for one in errors[:_MAX_ERRORS]
-        ]
+        lines = [_line_of(one) for one in errors[:_MAX_ERRORS]]
         if len(errors) > _MAX_ERRORS:
             lines.append(f"and {len(errors) - _MAX_ERRORS} more")
         raise RecipeError(f"recipe {name}: {'; '.join(lines)}") from error
+
+
+def _line_of(error: ErrorDetails) -> str:
+    """Return a validation error as a dotted key, as `--set` takes it, and what is wrong with it."""
+    keys = [str(one) for one in error["loc"]]
+    message = error["msg"].removeprefix("Value error, ")
+    table: type[BaseModel] | None = None
+    match keys:
+        case ["models", _] if error["type"] == "union_tag_not_found":
+            keys, message = [*keys, "kind"], "Field required"
+        case ["models", name, kind, *rest] if kind in KINDS:  # pydantic adds the kind
+            keys, table = ["models", name, *rest], KINDS[kind] if len(rest) == 1 else None
+        case ["holistic", _]:
+            table = HolisticSpec
+        case ["hierarchy", _]:
+            table = HierarchySpec
+        case ["aspects", _, _]:
+            table = AspectSpec
+        case [_]:
+            table = Recipe
+    if error["type"] == "extra_forbidden" and table is not None:
+        similar = get_close_matches(keys[-1], table.model_fields, 1)
+        message += "".join(f": did you mean `{one}`?" for one in similar)
+    return f"{_short('.'.join(keys)) or 'recipe'}: {_short(message)}"
 
 
 def _texts(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,7 @@ class LanguageTool:
     """Checks texts in any language that the server supports."""
 
     def __init__(self, spec: GrammarSpec) -> None:
-        self._base = f"{(spec.url or '').rstrip('/')}/v2"
+        self._base = f"{(spec.url or '').rstrip('/').removesuffix('/v2')}/v2"
         self._constants = {"language": spec.language}
         if spec.ignored_rules:
             self._constants["disabledRules"] = ",".join(spec.ignored_rules)

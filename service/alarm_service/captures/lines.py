@@ -248,7 +248,7 @@ def read_numbered(
                 check(value)
                 yield number, kind.model_validate(value)
             except ValidationError as error:
-                faults = format_validation_errors(error.errors())
+                faults = format_validation_errors(error.errors(), whole="the whole line")
                 raise CaptureError(f"{where}: {faults}") from error
             except CaptureError as error:
                 message = str(error)

@@ -13,12 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alarm_models.recipe.loader import built_in_names, load_recipe, load_recipes, locate_recipe
+from alarm_models.recipe.loader import built_in_names, load_recipe, locate_recipe
 from alarm_service.cli.options import (
     LOCAL,
     Subparsers,
     add_command,
     add_settings,
+    one_recipe,
     recipe_files,
     settings_of,
 )
@@ -48,7 +49,7 @@ def add_score(commands: Subparsers) -> None:
 
 def _run_score(options: argparse.Namespace) -> int:
     settings = settings_of(options)
-    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
+    recipe = one_recipe(settings)
     require_other_file(options.out, recipe_files(settings.recipe[0], recipe), "the recipe's own")
     # Recipe errors are reported before torch, which takes seconds, is imported.
     from alarm_service.offline import score_file
@@ -78,7 +79,7 @@ def add_record(commands: Subparsers) -> None:
 
 def _run_record(options: argparse.Namespace) -> int:
     settings = settings_of(options)
-    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
+    recipe = one_recipe(settings)
     own = [locate_recipe(settings.recipe[0])]  # the parity file is the output
     require_other_file(options.out, own, "the recipe's own")
     # Recipe errors are reported before torch, which takes seconds, is imported.

@@ -314,9 +314,11 @@ def _run_judge(options: argparse.Namespace) -> int:
     sys.stderr.write(cost_in_words(cost, judge) + "\n")
     if options.cost or (cost.num_asks and not _agreed(options)):
         return 0 if options.cost else 1
-    with cache, progress_bar() as progress:
-        task = progress.add_task("judging", total=cost.num_asks)
-        refused = asyncio.run(ask_all(duels, cache, judge, lambda: progress.advance(task)))
+    refused: list[str] = []
+    if cost.num_asks:
+        with cache, progress_bar() as progress:
+            task = progress.add_task("judging", total=cost.num_asks)
+            refused = asyncio.run(ask_all(duels, cache, judge, lambda: progress.advance(task)))
     result = settle(material, duels, cache, options.model, resampling_of(options), refused)
     outputs.give(judgement_page(result), result)
     return 1 if refused else 0

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from pydantic import ValidationError
+
 from alarm_models.recipe.loader import load_recipes, locate_recipe
 from alarm_models.recipe.schema import Recipe
+from alarm_service.errors import format_validation_errors
 from alarm_service.json_lines import require_other_file, require_writable
-from alarm_service.settings import Settings, with_models
+from alarm_service.settings import Settings, SettingsError, with_models
 
 if TYPE_CHECKING:
     from alarm_models.study.bootstrap import Resampling
@@ -31,6 +34,7 @@ __all__ = [
     "files_of",
     "not_negative",
     "number_within",
+    "one_recipe",
     "outputs_of",
     "positive",
     "recipe_files",
@@ -65,13 +69,15 @@ def add_command(
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag for each of these settings."""
+    """Add a flag for each of these settings; only `alarm serve`, which has all, takes recipes."""
     for name in names:
         field = Settings.model_fields[name]
-        flag = f"--{name.replace('_', '-')}"
-        text = (
-            f"{field.description or ''} [env ALARM_{name.upper()}; default {_shown(field.default)}]"
-        )
+        flag = _flag(name)
+        text = field.description or ""
+        variable = f"env ALARM_{name.upper()}"
+        if isinstance(field.default, tuple) and (name != "recipe" or "port" in names):
+            text, variable = f"{text}; repeatable", f"{variable}, separated by `;`"
+        text = f"{text} [{variable}; default {_shown(field.default)}]"
         text = text.replace("%", "%%").strip()
         if field.annotation is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)
@@ -82,23 +88,43 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Build settings from the flags given; variables and defaults fill in the rest."""
-    given = vars(options).items()
-    return with_models(
-        Settings(
-            **{
-                name: one
-                for name, one in given
-                if name in Settings.model_fields and one is not None
-            }
+    """Build settings from the flags given; variables and defaults fill in the rest.
+
+    Raises `SettingsError`, which names the flags of wrong values.
+    """
+    given = {
+        name: one
+        for name, one in vars(options).items()
+        if name in Settings.model_fields and one is not None
+    }
+    try:
+        return with_models(Settings(**given))
+    except ValidationError as error:
+        faults = [
+            {**fault, "loc": (_flag(str(fault["loc"][0])), *fault["loc"][1:])}
+            for fault in error.errors()
+        ]
+        raise SettingsError(format_validation_errors(faults)) from error
+
+
+def one_recipe(settings: Settings) -> Recipe:
+    """Load the recipe of a command that uses one; raise `SettingsError` where several are named."""
+    if len(settings.recipe) > 1:
+        raise SettingsError(
+            f"--recipe: {len(settings.recipe)} recipes are given, but this command uses one"
         )
-    )
+    (recipe,) = load_recipes(settings.recipe, settings.set)
+    return recipe
 
 
 def recipe_files(source: str, recipe: Recipe) -> list[Path]:
     """Return the files of a recipe, which a command must not overwrite."""
     parity = [] if recipe.parity is None else [Path(recipe.parity)]
     return [locate_recipe(source), *parity]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _shown(default: object) -> str:
@@ -130,8 +156,7 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 def source_of(options: argparse.Namespace) -> Source:
     """Read the recipe; raise `RecipeError` or pydantic's ``ValidationError``."""
     settings = settings_of(options)
-    (recipe, *_) = load_recipes(settings.recipe[:1], settings.set)
-    return Source(recipe, settings, options.url)
+    return Source(one_recipe(settings), settings, options.url)
 
 
 def add_resampling(parser: argparse.ArgumentParser) -> None:

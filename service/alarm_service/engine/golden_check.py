@@ -112,7 +112,7 @@ def _read(shape: type[_S], line: bytes | None, where: str) -> _S:
         parsed_line(line)
         return shape.model_validate_json(line or b"")
     except ValidationError as error:
-        faults = format_validation_errors(error.errors())
+        faults = format_validation_errors(error.errors(), whole="the whole line")
         raise GoldenError(f"{where}: {faults}; `alarm record` writes such files") from error
     except ValueError as error:
         raise GoldenError(

@@ -244,7 +244,8 @@ def _records(file: Path, shape: Callable[[object], type[_Record]]) -> Iterator[t
                 value = parsed_line(line)
                 yield place, shape(value).model_validate(value)
             except ValidationError as error:
-                raise StudyError(f"{place}: {format_validation_errors(error.errors())}") from error
+                faults = format_validation_errors(error.errors(), whole="the whole line")
+                raise StudyError(f"{place}: {faults}") from error
             except ValueError as error:
                 raise StudyError(f"{place} is not JSON: {error}") from error
 

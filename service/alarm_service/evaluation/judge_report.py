@@ -211,18 +211,27 @@ def judgement_page(result: JudgementResult) -> Page:
             f"Win rates of rows against columns by {result.model}, in % of untied prompts.",
             partial(win_rate_maps, result.policies, {result.model: result.rates}),
         ),
-        Paragraph(
-            f"In {percent(result.order_share)} of the pairs the verdict followed the order, which "
-            f"counts as a tie; in {percent(result.tie_share)} it was a tie. The answer shown first "
-            f"was chosen {percent(result.first_shown_share)} of the time.",
-            is_caution=result.order_share > 0.3,
-        ),
+        *_order(result),
         Paragraph(
             f"The answers cost {result.prompt_tokens:,} prompt and {result.answer_tokens:,} answer "
             "tokens as counted by the endpoint, including cached answers."
         ),
     ]
     return Page(f"Policies by {result.model}", blocks)
+
+
+def _order(result: JudgementResult) -> list[Paragraph]:
+    """Say how often the verdict depended on which answer was shown first; nothing if none was."""
+    if result.num_same == result.num_pairs:
+        return []
+    return [
+        Paragraph(
+            f"In {percent(result.order_share)} of the pairs the verdict followed the order, which "
+            f"counts as a tie; in {percent(result.tie_share)} it was a tie. The answer shown first "
+            f"was chosen {percent(result.first_shown_share)} of the time.",
+            is_caution=result.order_share > 0.3,
+        )
+    ]
 
 
 def _faults(result: JudgementResult) -> list[str]:

@@ -132,7 +132,8 @@ def details_of(line: RewardLine) -> dict[str, Any]:
     try:
         reward = RewardOut.model_validate(dict(line.reward))
     except ValidationError as error:
-        raise ValueError(format_validation_errors(error.errors())) from error
+        faults = format_validation_errors(error.errors(), whole="the reward")
+        raise ValueError(faults) from error
     if reward.error is None and (reward.reward is None or reward.holistic is None):
         raise ValueError("it has neither a reward nor an error")
     sample = line.sample
