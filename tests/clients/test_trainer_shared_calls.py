@@ -68,6 +68,25 @@ def test_shared_calls_async_parts_make_one_call(rewards: RewardServer) -> None:
         assert len(rewards.bodies) == number
 
 
+def test_shared_calls_of_groups_that_come_in_parts_join_them_once(rewards: RewardServer) -> None:
+    """A second call would join each group with other ids, as if it had more samples."""
+    parts = [AlarmReward(part, part, group_size=8) for part in PARTS]
+    for part in parts:
+        trl_call(part, PLAIN)
+    assert len(rewards.bodies) == 1
+    trl_call(parts[0], PLAIN)
+    ids = [[sample["id"] for sample in body["samples"]] for body in rewards.bodies]
+    assert len({*ids[0], *ids[1]}) == 4  # new ones in each call
+    async_parts = [async_reward(part, part, group_size=8) for part in PARTS]
+
+    async def step() -> None:
+        await asyncio.gather(*(part(**PLAIN) for part in async_parts))
+
+    asyncio.run(step())
+    assert len(rewards.bodies) == 3
+    assert {sample["group_size"] for body in rewards.bodies for sample in body["samples"]} == {8}
+
+
 def test_shared_calls_ms_swift_aspects_make_one_call(rewards: RewardServer) -> None:
     orms: dict[str, type[ms_swift.AlarmORM]] = {}
     ms_swift.register(orms, ["fluency"])

@@ -158,8 +158,12 @@ def _hierarchy(recipes: Sequence[Mapping[str, Any]], settings: Settings) -> Mapp
 
 
 def _key(samples: Sequence[Sample]) -> str:
-    """A digest of the samples as sent."""
-    return content_digest(reward_payload(samples, None, None, "all").body)
+    """A digest of the samples as sent, without the ids that members of groups get by chance."""
+    sizes = [sample.group_size for sample in samples]
+    unnamed = [
+        replace(sample, group_size=None) if sample.id is None else sample for sample in samples
+    ]
+    return f"{content_digest(reward_payload(unnamed, None, None, 'all').body)} {sizes}"
 
 
 def _from_scores(result: ScoreResult, samples: Sequence[Sample]) -> list[Reward]:
