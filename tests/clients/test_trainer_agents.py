@@ -1,5 +1,6 @@
 """Turns of agents in the shapes of verl 0.9.1, SkyRL a956457, slime 624b824 and TRL 1.16."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,10 @@ from alarm_client.chat.templates import TEMPLATES
 from alarm_client.token_offsets import PolicyTokens
 from alarm_client.trainers import skyrl, slime, trl, verifiers
 from alarm_client.trainers._dense import token_sample
+from alarm_client.trainers._inputs import plain_samples
 from alarm_client.trainers._turns import mask_by_template, turns_of
 from alarm_client.trainers.verl import AlarmRewardManager, compute_score
+from alarm_client.types import Sample
 
 CHAT = [{"role": "user", "content": "Who?"}]
 TOOL = {"type": "function", "function": {"name": "find"}}
@@ -60,6 +63,70 @@ def test_mask_by_template_keeps_headers_that_the_policy_writes():
     result = "<|start|>functions.find to=assistant<|message|>She<|end|><|start|>assistant"
     ids, mask = encoded([(1, own), (0, result), (1, "<|message|>It was she.")])
     assert mask_by_template(ids, TOKENS, TEMPLATES["harmony"]) == mask
+
+
+def harmony(text):
+    """A response of gpt-oss whose markers are tokens of their own, and the ids of its prompt."""
+    tokenizer = policy_tokenizer()
+    markers = re.findall(r"<\|\w+\|>", HARMONY_CALL + HARMONY_ANSWER)
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(markers))})
+    opening = tokenizer("<|start|>user<|message|>Who?<|end|><|start|>assistant").input_ids
+    return tokenizer, tokenizer(text).input_ids, opening
+
+
+HARMONY_CALL = "<|channel|>commentary to=functions.find<|message|>{}<|call|>"
+HARMONY_ANSWER = (
+    "<|channel|>analysis<|message|>Jane?<|end|><|start|>assistant<|channel|>final<|message|>"
+    "It was she.<|return|>"
+)
+
+
+@pytest.mark.parametrize("has_prompt_ids", [True, False])
+def test_token_sample_of_gpt_oss_is_the_answer_without_thoughts(has_prompt_ids):
+    tokenizer, ids, opening = harmony(HARMONY_ANSWER)
+    sample = token_sample(CHAT, ids, tokenizer, prompt_ids=opening if has_prompt_ids else None)
+    assert sample.completion == "It was she."
+    assert len(sample.token_offsets) == len(ids)
+    answer = ids.index(tokenizer("final").input_ids[-1]) + 2
+    assert set(sample.token_offsets[:answer]) == {(0, 0)}
+    assert sample.token_offsets[answer][0] == 0
+    assert sample.token_offsets[-2:] == [(10, 11), (11, 11)]
+    (text,) = plain_samples([Sample(prompt=CHAT, completion=HARMONY_ANSWER)], None, "any")
+    assert text.completion == sample.completion
+
+
+@pytest.mark.parametrize(
+    ("response", "completion"),
+    [
+        ("<|channel|>analysis<|message|>Jane?", "Jane?"),
+        ("<|channel|>final<|message|>", ""),
+        ("It was she.<|return|>", "It was she."),
+        ("It was <|end|><|start|>assistant", "It was "),
+    ],
+)
+def test_token_sample_of_gpt_oss_that_was_cut_off(response, completion):
+    tokenizer, ids, opening = harmony(response)
+    sample = token_sample(CHAT, ids, tokenizer, prompt_ids=opening)
+    assert sample.completion == completion
+    assert len(sample.token_offsets) == len(ids)
+    assert all(0 <= start <= end <= len(completion) for start, end in sample.token_offsets)
+
+
+def test_turns_of_gpt_oss_with_tools_have_no_headers():
+    result = "<|start|>functions.find to=assistant<|channel|>commentary<|message|>She<|end|>"
+    result += "<|start|>assistant"
+    tokenizer, call, opening = harmony(HARMONY_CALL)
+    inserted, answer = tokenizer(result).input_ids, tokenizer(HARMONY_ANSWER).input_ids
+    mask = [1] * len(call) + [0] * len(inserted) + [1] * len(answer)
+    ids = [*call, *inserted, *answer]
+    sample = token_sample(CHAT, ids, tokenizer, mask, prompt_ids=opening)
+    assert sample.completion == [
+        {"role": "assistant", "content": "{}"},
+        {"role": "tool", "content": "She"},
+        {"role": "assistant", "content": "It was she."},
+    ]
+    assert len(sample.token_offsets) == sum(mask)
+    assert sample.token_offsets[-2:] == [(19, 20), (20, 20)]
 
 
 def test_turns_of_a_thought_that_the_template_begins_has_its_tag():

@@ -192,6 +192,25 @@ def test_nemo_rl_multi_reward_returns_a_tensor_per_name(rewards, nemo):
     }
 
 
+@pytest.mark.parametrize(("policy", "number"), [(0.5, 0.5), ("group_mean", None)])
+def test_nemo_rl_multi_reward_of_a_failed_sample_is_that_of_the_policy(
+    policy, number, rewards, nemo
+):
+    rewards.bad = {"four"}
+    given = {"multi_reward": True, "aspect_names": "fluency", "on_failure": policy}
+    found = nemo_rl.Environment(given).step(LOGS, []).rewards
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "holistic": [computed(0.7) if number is None else number, computed(0.7)],
+        "fluency": [3.5 if number is None else number, 3.5],
+    }
+
+
+def test_nemo_rl_multi_reward_of_an_aspect_that_was_not_computed_is_an_error(rewards, nemo):
+    environment = nemo_rl.Environment({"multi_reward": True, "aspect_names": "depth"})
+    with pytest.raises(ValueError, match="'depth' was not computed for sample 0"):
+        environment.step(LOGS, [])
+
+
 def test_nemo_rl_actor_is_importable_by_dotted_name(rewards, nemo):
     nemo_rl.register("mine")
     name = nemo["nemo_rl.environments.utils"]["registered"]["mine"]

@@ -37,10 +37,13 @@ def token_sample(
     """
     tokens = _policy_tokens(tokenizer)
     template, begun = (None, "") if prompt_ids is None else opening_of(prompt_ids, tokenizer)
-    turns = None if mask is None else turns_of(response_ids, mask, tokens, tokenizer, template)
+    own = [1] * len(response_ids) if mask is None else mask
+    turns = turns_of(response_ids, own, tokens, tokenizer, template)
     completion: Text
     if turns is None:
         completion, offsets = tokens.locate(response_ids)
+    elif mask is None and len(turns.messages) == 1:
+        completion, offsets = str(turns.messages[0]["content"]), turns.offsets
     else:
         completion, offsets = turns.messages, turns.offsets
     sample = Sample(

@@ -100,19 +100,49 @@ def scalars(
     part that was not computed is None, or its mean over the group.
     """
     report(rewards, policy, groups)
+    return _values(rewards, policy, part, groups)
+
+
+def _values(
+    rewards: Sequence[Reward], policy: OnFailure, part: str, groups: Sequence[Id] | None
+) -> list[float | None]:
     substitute = policy if isinstance(policy, float) else None
     values = [substitute if reward.reward is None else part_of(reward, part) for reward in rewards]
     return with_group_means(values, groups) if policy == "group_mean" else values
 
 
 def numbers(
-    rewards: Sequence[Reward], policy: OnFailure, groups: Sequence[Id] | None = None
+    rewards: Sequence[Reward],
+    policy: OnFailure,
+    groups: Sequence[Id] | None = None,
+    part: str = "reward",
 ) -> list[float]:
-    """One number per sample, for trainers that do not accept None."""
-    values = [value for value in scalars(rewards, policy, groups=groups) if value is not None]
-    if len(values) != len(rewards):
-        raise ValueError("this trainer requires one number per sample; on_failure cannot be 'none'")
+    """One number per sample, as in `scalars`, for trainers that do not accept None."""
+    (values,) = numbers_of_parts(rewards, policy, (part,), groups).values()
     return values
+
+
+def numbers_of_parts(
+    rewards: Sequence[Reward],
+    policy: OnFailure,
+    parts: Sequence[str],
+    groups: Sequence[Id] | None = None,
+) -> dict[str, list[float]]:
+    """`numbers` of several parts; ValueError for a part that was not computed."""
+    report(rewards, policy, groups)
+    return {part: _without_none(_values(rewards, policy, part, groups), part) for part in parts}
+
+
+def _without_none(values: Sequence[float | None], part: str) -> list[float]:
+    found = [value for value in values if value is not None]
+    if len(found) == len(values):
+        return found
+    if part == "reward":
+        raise ValueError("this trainer requires one number per sample; on_failure cannot be 'none'")
+    raise ValueError(
+        f"{part!r} was not computed for sample {values.index(None)}, and this trainer requires one "
+        'number per sample: set aspects to "all", which computes every aspect of each sample'
+    )
 
 
 def with_group_means(

@@ -15,12 +15,15 @@ from alarm_client.chat.conversation import (
     split_prompt,
     without_thoughts,
 )
-from alarm_client.chat.templates import THOUGHTS, ChatTemplate, detect
+from alarm_client.chat.templates import THOUGHTS, ChatTemplate, detect, detect_answer
 from alarm_client.token_offsets import PolicyTokens, Span
 from alarm_client.trainers._messages import completion_text
 from alarm_client.types import Message
 
 _OWN = ("assistant", THOUGHTS)
+
+# Enough tokens to tell whether a response starts with a header, special or in pieces.
+_HEADER_TOKENS = 16
 
 # Qwen's templates write the results of tools as a turn of the user.
 _INNER = r"(?:(?!</?tool_response>).)*"
@@ -43,7 +46,7 @@ def turns_of(
     tokenizer: Any,
     template: ChatTemplate | None = None,
 ) -> Turns | None:
-    """The turns of a completion, or None if the mask does not separate any.
+    """The turns of a completion, or None if neither mask nor channels (gpt-oss) separate any.
 
     Unmasked tokens are the policy's, the masked ones between them what the environment inserted,
     with the template's headers. Masked tokens at the start are the policy's of an earlier version
@@ -58,7 +61,8 @@ def turns_of(
     ]
     if runs and not runs[0][0] and len(runs) > 1:
         runs = [(True, runs[0][1] + runs[1][1]), *runs[2:]]
-    if not any(mask) or all(mask):
+    template = template or detect_answer(_decoded(ids[:_HEADER_TOKENS], tokenizer))
+    if not any(mask) or (all(mask) and not _has_channels(template)):
         return None
     messages: list[Message] = []
     offsets: list[Span] = []
@@ -71,15 +75,51 @@ def turns_of(
                 messages[-1] = _continued(messages[-1], inserted.pop(0))
             messages += inserted
             continue
-        start = len(completion_text([*messages, {"content": ""}])) + len(begun)
-        text, spans = tokens.locate(own_ids)
-        messages.append({"role": "assistant", "content": begun + text})
-        offsets += [
-            (start + first, start + end)
-            for index, (first, end) in zip(indices, spans, strict=True)
-            if mask[index]
-        ]
+        located: list[Span] = []
+        for text, spans in _replies(own_ids, tokens, tokenizer, template):
+            start = len(completion_text([*messages, {"content": ""}])) + len(begun)
+            messages.append({"role": "assistant", "content": begun + text})
+            located += [(start + first, start + end) for first, end in spans]
+            begun = ""
+        offsets += [span for index, span in zip(indices, located, strict=True) if mask[index]]
     return Turns(messages, offsets)
+
+
+def _replies(
+    ids: Sequence[int], tokens: PolicyTokens, tokenizer: Any, template: ChatTemplate | None
+) -> list[tuple[str, list[Span]]]:
+    """The text of the policy's tokens, with their spans in it; with channels, one for each.
+
+    Thoughts are left out if an answer follows, as in texts. Their tokens, and those of headers,
+    have empty spans where the answer starts.
+    """
+    if template is None or not _has_channels(template):
+        text, spans = tokens.locate(ids)
+        return [(text, list(spans))]
+    pieces = [_decoded([one], tokenizer) for one in ids]
+    starts = list(accumulate(map(len, pieces), initial=0))
+    headers = list(template.header.finditer("".join(pieces)))
+    firsts = [bisect_left(starts, header.start()) for header in headers]
+    contents = [bisect_left(starts, header.end()) for header in headers]
+    roles = ["assistant", *map(template.role, headers)]
+    last_answer = max(at for at, role in enumerate(roles) if role != THOUGHTS)
+    replies: list[tuple[str, list[Span]]] = []
+    num_left_out = 0
+    for at, (role, first, start, end) in enumerate(
+        zip(roles, [0, *firsts], [0, *contents], [*firsts, len(ids)], strict=True)
+    ):
+        num_left_out += start - first
+        if role == THOUGHTS and at < last_answer:
+            num_left_out += end - start
+            continue
+        text, spans = tokens.locate(ids[start:end])
+        if text:
+            replies.append((text, [*[(0, 0)] * num_left_out, *spans]))
+            num_left_out = 0
+        else:
+            num_left_out += len(spans)
+    text, spans = replies.pop() if replies else ("", [])
+    return [*replies, (text, [*spans, *[(len(text), len(text))] * num_left_out])]
 
 
 def mask_by_template(
@@ -91,7 +131,7 @@ def mask_by_template(
     """
     if template is None or not template.is_special:
         return None
-    pieces = [tokenizer.decode([one], skip_special_tokens=False) for one in ids]
+    pieces = [_decoded([one], tokenizer) for one in ids]
     starts = list(accumulate(map(len, pieces), initial=0))
     mask = [1] * len(ids)
     first: int | None = None
@@ -100,7 +140,7 @@ def mask_by_template(
         if first is None and not is_own:
             first = _end_of_turn(pieces, bisect_left(starts, header.start()))
         elif first is not None and is_own:
-            end = bisect_left(starts, _end_of_header(header))
+            end = bisect_left(starts, _end_of_header(header, template))
             mask[first:end] = [0] * (end - first)
             first = None
     if first is not None:
@@ -110,7 +150,7 @@ def mask_by_template(
 
 def opening_of(ids: Sequence[int], tokenizer: Any) -> tuple[ChatTemplate | None, str]:
     """The policy's template by the ids of a prompt, and the start of the reply that it has."""
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+    text = _decoded(ids, tokenizer)
     template = detect(text)
     if template is None:
         return None, ""
@@ -120,10 +160,19 @@ def opening_of(ids: Sequence[int], tokenizer: Any) -> tuple[ChatTemplate | None,
         return template, ""
 
 
-def _end_of_header(header: re.Match[str]) -> int:
+def _end_of_header(header: re.Match[str], template: ChatTemplate) -> int:
     """Where the policy begins to write: gpt-oss writes the channel of its reply itself."""
-    has_channel = "channel" in header.re.groupindex and header["role"] is not None
-    return header.end("role") if has_channel else header.end()
+    return header.end("role") if _has_channels(template) and header["role"] else header.end()
+
+
+def _has_channels(template: ChatTemplate | None) -> bool:
+    """Whether an answer has a header for each of its channels, which the policy writes."""
+    return template is not None and "channel" in template.header.groupindex
+
+
+def _decoded(ids: Sequence[int], tokenizer: Any) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+    return text
 
 
 def _end_of_turn(pieces: Sequence[str], end: int) -> int:
@@ -149,7 +198,7 @@ def _inserted(
 
     Text before the first header is a part of the last reply that is not to be trained.
     """
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+    text = _decoded(ids, tokenizer)
     template = template or detect(text)
     if template is None or template.header.search(text) is None:
         plain: str = tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
-from alarm_client.trainers._failures import scalars
+from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import completion_of, read_each, split_messages
 from alarm_client.trainers._settings import TrainerDefaults
 from alarm_client.trainers._shared_calls import Consumer
@@ -50,8 +50,8 @@ class AlarmORM:
 
     async def __call__(
         self, completions: Sequence[Any], messages: Sequence[Any] | None = None, **columns: Any
-    ) -> list[float | None]:
-        """One float or None a completion; `messages` contains the conversations with answers."""
+    ) -> list[float]:
+        """One float a completion; `messages` contains the conversations with answers."""
         if messages is None:
             raise ValueError("ms_swift: the call has no messages, so the prompts are unknown")
 
@@ -72,7 +72,7 @@ class AlarmORM:
         prompts = [_start(row, turns) for row, turns in zip(rows, messages, strict=True)]
         samples = with_rows(samples, rows, settings, prompts=prompts)
         rewards = await self.source.arewards(samples, self._consumer)
-        return scalars(rewards, settings.on_failure, self.part, groups_of(samples))
+        return numbers(rewards, settings.on_failure, groups_of(samples), self.part)
 
 
 def _start(row: Mapping[str, Any], messages: Sequence[Any]) -> list[Any]:

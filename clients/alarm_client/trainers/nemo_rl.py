@@ -11,11 +11,11 @@ from typing import Any
 
 from alarm_client.trainers._columns import groups_of, row_of, with_rows
 from alarm_client.trainers._components import columns, means
-from alarm_client.trainers._failures import numbers
+from alarm_client.trainers._failures import numbers_of_parts
 from alarm_client.trainers._inputs import read_each, split_messages
 from alarm_client.trainers._settings import TrainerDefaults, read_settings
 from alarm_client.trainers._source import RewardSource
-from alarm_client.types import Reward, Sample
+from alarm_client.types import Sample
 
 __all__ = ["DEFAULTS", "Environment", "main", "register"]
 
@@ -55,9 +55,16 @@ class Environment:
         prompts = [prompt for prompt, _ in turns]
         samples = with_rows(samples, rows, settings, prompts=prompts)
         rewards = self.source.rewards(samples)
-        groups = groups_of(samples)
-        values = numbers(rewards, settings.on_failure, groups)
-        self._note(rewards)
+        names = self.source.aspect_names.update(rewards)
+        self.parts = means(columns(rewards, names))
+        found = numbers_of_parts(
+            rewards,
+            settings.on_failure,
+            ("reward", "holistic", *names) if self.is_multi else ("reward",),
+            groups_of(samples),
+        )
+        values = found.pop("reward")
+        by_name = {name: torch.tensor(parts) for name, parts in found.items()}
         size = len(samples)
         return EnvironmentReturn(
             observations=[
@@ -65,7 +72,7 @@ class Environment:
             ],
             metadata=list(metadata),
             next_stop_strings=[None] * size,
-            rewards=self._by_name(rewards) if self.is_multi else torch.tensor(values),
+            rewards=by_name if self.is_multi else torch.tensor(values),
             terminateds=torch.ones(size, dtype=torch.bool),
             answers=[completion for _, completion in turns],
         )
@@ -73,16 +80,6 @@ class Environment:
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
         """The batch unchanged, and the means of the reward components of this actor's last step."""
         return batch, {f"alarm/{name}": mean for name, mean in self.parts.items()}
-
-    def _note(self, rewards: list[Reward]) -> None:
-        self.parts = means(columns(rewards, self.source.aspect_names.update(rewards)))
-
-    def _by_name(self, rewards: list[Reward]) -> dict[str, Any]:
-        import torch
-
-        names = self.source.aspect_names.update(rewards)
-        parts = columns(rewards, names)
-        return {name: torch.tensor(parts[name]) for name in ("holistic", *names)}
 
 
 def register(name: str = "alarm") -> None:
