@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from alarm_client._parsing import read_catalogue
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 # A call within these limits is sent directly; a larger one fetches the server's limits first.
 SAFE = Limits(max_samples=256, max_body_bytes=4 * 1024 * 1024)
+# Reloads of a recipe that one call bears.
+_MAX_RELOADS = 2
 _POLL_SECONDS = 1.0
 _POLL_TIMEOUT = 10.0
 
@@ -65,8 +67,24 @@ def _run_ordered(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
     parts = split(job, known.limits)
     if len(parts) == 1:
         return (yield from _send_payload(call, job))
-    results = yield Gather(tuple(_send_payload(call, part) for part in parts))
-    return job.merge(results)
+    return (yield from _send_parts(call, job, parts))
+
+
+def _send_parts(call: Call, job: Payload[T], parts: Sequence[Payload[T]]) -> Flow[T]:
+    """The merged results of a call's parts, sent at the same time.
+
+    All are sent again if the recipe was reloaded in between, so that the answers differ in their
+    fingerprints.
+    """
+    num_left = _MAX_RELOADS
+    while True:
+        results = yield Gather(tuple(_send_payload(call, part) for part in parts))
+        try:
+            return job.merge(results)
+        except ProtocolError:
+            num_left -= 1
+            if num_left < 0:
+                raise
 
 
 def fetch_catalogue(call: Call) -> Flow[Catalogue]:
@@ -141,8 +159,7 @@ def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
         if len(job.samples) < 2:
             raise
         # At the same time: the server may hold members of a group that is in both halves.
-        halves = tuple(_send_payload(call, part) for part in split_in_two(job))
-        return job.merge((yield Gather(halves)))
+        return (yield from _send_parts(call, job, split_in_two(job)))
     except DeadlineExceeded as error:
         if not job.is_held:
             raise

@@ -7,7 +7,8 @@ from typing import Any
 
 from alarm_client.token_offsets import PolicyTokens, Span
 
-_TEXTS = frozenset({"text", "input_text", "output_text", "refusal"})
+#: Types of the parts of a content that are text.
+TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
 def message_offsets(
@@ -38,7 +39,7 @@ def _texts(message: Mapping[str, Any]) -> list[str]:
     """The thought and the content of a message, without those that are empty."""
     content = message.get("content") or ""
     if not isinstance(content, str):
-        content = "".join(_text_of(part) for part in content if part.get("type") in _TEXTS)
+        content = "".join(_text_of(part) for part in content if part.get("type") in TEXT_PARTS)
     thought = message.get("reasoning_content") or message.get("reasoning") or ""
     return [text for text in (thought, content or message.get("refusal") or "") if text]
 

@@ -93,12 +93,6 @@ def _join_run(
     ]
 
 
-def _owners(data: bytes, first: int) -> Iterable[int]:
-    # In valid UTF-8 every byte except 0b10xxxxxx starts a character.
-    begun = accumulate((byte & 0xC0) != 0x80 for byte in data)
-    return (first + count - 1 for count in begun)
-
-
 def _fill(spans: dict[int, Span], num_pieces: int, length: int) -> list[Span]:
     filled: list[Span] = []
     following = length

@@ -134,6 +134,15 @@ async def test_failed_part_fails_the_whole_call(ask):
         await ask(server, "score", SAMPLES)
 
 
+async def test_recipe_reloaded_between_two_parts_is_asked_again(ask):
+    server = StandIn(max_samples=64, script=[])
+    server.change = lambda answer: answer.update(
+        fingerprint="old" if len(server.requests) < 3 else "new"
+    )
+    result = await ask(server, "score", SAMPLES)
+    assert (result.scalars(), result.fingerprint) == (LENGTHS, "new")
+
+
 async def test_response_of_another_server_hints_at_the_url(ask):
     server = StandIn([httpx.Response(404, text="nginx")])
     with pytest.raises(NotFound, match=r"http://server/score answered 404: nginx .*ALaRM server"):

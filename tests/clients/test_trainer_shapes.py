@@ -12,7 +12,6 @@ from alarm_client.trainers._inputs import (
     completion_of,
     prompt_of,
     split_messages,
-    split_query,
     without_end_tokens,
 )
 from alarm_client.trainers._padding import (
@@ -51,12 +50,6 @@ def test_completion_of_tool_call_is_empty():
 def test_prompt_of_accepts_string_and_messages():
     assert prompt_of("Hi") == "Hi"
     assert prompt_of([{**HI, "token_ids": [1]}]) == [HI]
-
-
-def test_split_query_without_its_prompt_raises():
-    assert split_query("<s>Hi there", "<s>Hi") == " there"
-    with pytest.raises(ValueError, match="does not start with its prompt"):
-        split_query("Hi there", "<s>Hi")
 
 
 def test_without_end_tokens_strips_only_the_end():

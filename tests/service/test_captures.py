@@ -221,6 +221,24 @@ async def test_replay_of_partial_groups_by_another_rule_counts_changes(tmp_path:
     assert "| reward | 4 | 2.500 | -0.750 |" in markdown_of(replay_page(result))
 
 
+@pytest.mark.parametrize("rule", ["gdpo", "mo_grpo"])
+async def test_replay_by_the_same_recipe_changes_no_reward_of_a_request(
+    rule: str, tmp_path: Path
+) -> None:
+    """`gdpo` normalizes over the samples of a request: two requests are not one."""
+    own = recipe("one", hierarchy={"rule": rule})
+    async with serving(own, capture=tmp_path) as server:
+        for words in (("w", "w w"), ("w", "w w w w w w"), ("w w w", "w w")):
+            given = [one | {"group": "g"} for one in samples(*words)]
+            await answered(
+                await server.client.post("/hierarchical_reward", json={"samples": given})
+            )
+        result = await replayed(server, tmp_path, "one")
+    assert result.num_samples == 6
+    largest = result.rewards.largest
+    assert largest is None or largest.after == pytest.approx(largest.before)
+
+
 async def test_captured_file_is_scored_and_replayed_by_the_commands(tmp_path: Path) -> None:
     folder, out, page = (tmp_path / name for name in ("captures", "out.json", "out.html"))
     async with serving(FIGURE_1, capture=folder) as server:

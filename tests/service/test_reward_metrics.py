@@ -133,6 +133,20 @@ async def test_reward_metrics_observe_the_rewards_of_a_request() -> None:
         assert value(server, "alarm_aspect_pairs_total", aspect="a", verdict="tie", **told) == 1
 
 
+async def test_reward_metrics_leave_out_rewards_that_would_hide_all_others() -> None:
+    async with serving(FIGURE_1) as server:
+        texts = ["w " * number for number in range(1, 41)]
+        huge = await server.reward(*texts, overrides={"holistic_weight": 1e307})
+        assert huge.status_code == 200
+        await server.reward(*texts)
+        assert (await server.client.get("/metrics")).status_code == 200
+        assert (await server.client.get("/recent")).status_code == 200
+        told = {"recipe": "figure-1"}
+        assert value(server, "alarm_reward_count", **told) == 40
+        assert abs(value(server, "alarm_reward_mean", **told) or math.inf) < 1000
+        assert value(server, "alarm_length_correlation", **told) == pytest.approx(1, abs=0.1)
+
+
 async def test_engine_metrics_observe_batches_and_times() -> None:
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()

@@ -50,7 +50,6 @@ __all__ = [
     "rest_of",
     "role_of",
     "split_messages",
-    "split_query",
     "template_of",
     "text_of_last",
     "without_end_tokens",
@@ -193,14 +192,6 @@ def _as_assistant(message: Any) -> dict[str, Any]:
     """A reply without a role."""
     names = ("content", "tool_calls", "reasoning_content", "reasoning", "refusal", "audio")
     return {"role": "assistant", **{name: get(message, name) for name in names}}
-
-
-def split_query(query: str, prompt: str) -> str:
-    """The completion in a query that starts with its prompt; ValueError if it does not."""
-    _require_texts(query, prompt)
-    if not query.startswith(prompt):
-        raise ValueError(_no_start(query, prompt))
-    return query[len(prompt) :]
 
 
 def rest_of(query: str, prompt: str) -> str:

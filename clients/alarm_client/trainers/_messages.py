@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alarm_client.message_offsets import completion_text
+from alarm_client.message_offsets import TEXT_PARTS, completion_text
 
 __all__ = [
     "completion_text",
@@ -24,8 +24,6 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 # Part types of processors that name a part by its only key: {"image": ...}.
 _KINDS = ("image", "image_url", "video", "video_url", "audio", "input_audio", "file")
-
-_TEXTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
 def message_of(message: Any) -> dict[str, Any]:
@@ -197,11 +195,11 @@ def _part(part: Any) -> dict[str, str]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind, text = get(part, "type"), get(part, "text")
-    if isinstance(text, str) and kind in (None, *_TEXTS):
+    if isinstance(text, str) and kind in (None, *TEXT_PARTS):
         return {"type": "text", "text": text}
     if kind == "refusal":
         return {"type": "text", "text": str(get(part, "refusal") or "")}
-    if kind in _TEXTS:
+    if kind in TEXT_PARTS:
         return {"type": "text", "text": ""}  # datasets fill missing values with None
     if kind is None:
         kind = next((name for name in _KINDS if get(part, name) is not None), None)

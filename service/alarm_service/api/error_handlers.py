@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -23,8 +22,6 @@ from alarm_service.errors import (
 )
 
 __all__ = ["REQUEST_ID", "REQUEST_ID_HEADER", "add_error_handlers", "error_response"]
-
-_log = structlog.get_logger()
 
 _MAX_MESSAGE = 4000
 

@@ -171,8 +171,8 @@ class AttemptState(Enum):
 class Attempt:
     """One attempt to complete a group: its members up to now.
 
-    It ends once all are there and scored, or at ``deadline``. ``fingerprint`` is that of the scores
-    up to now; scores of two fingerprints are never combined.
+    It ends once all are there and scored, or after ``timeout_s``. ``fingerprint`` is that of the
+    scores up to now; scores of two fingerprints are never combined.
     """
 
     key: Hashable
@@ -180,11 +180,10 @@ class Attempt:
     prompt: bytes
     group_size: int
     timeout_s: float
-    deadline: float
     members: list[Member] = field(default_factory=list)
     fingerprint: str | None = None
     state: AttemptState = AttemptState.OPEN
-    #: Whether its deadline has passed.
+    #: Whether ``timeout_s`` have passed.
     is_late: bool = False
     #: How many samples were there when it ended.
     num_came: int = 0
@@ -335,7 +334,7 @@ class GroupState:
                 return found
         self._require_room(identity.num_bytes, key)
         if attempt is None or attempt.state is not AttemptState.OPEN or not attempt.num_there:
-            attempt = self._start(key, name, identity, timeout_s, now)
+            attempt = self._start(key, name, identity, timeout_s)
         num_bytes = attempt.num_bytes
         member = attempt.join(identity)
         self._num_bytes += attempt.num_bytes - num_bytes
@@ -398,16 +397,12 @@ class GroupState:
             f"{attempt.group_size} samples came within {attempt.timeout_s:g} s",
         )
 
-    def _start(
-        self, key: Hashable, name: str, identity: Identity, timeout_s: float, now: float
-    ) -> Attempt:
+    def _start(self, key: Hashable, name: str, identity: Identity, timeout_s: float) -> Attempt:
         """Start an attempt; of one before it of the same group, what was scored is kept."""
         before = self._attempts.get(key)
         if before is not None:
             self._forget(key)
-        attempt = Attempt(
-            key, name, identity.prompt, identity.group_size, timeout_s, now + timeout_s
-        )
+        attempt = Attempt(key, name, identity.prompt, identity.group_size, timeout_s)
         if before is not None and before.state is not AttemptState.COMPLETE:
             attempt.keep_scores_of(before)
         self._attempts[key] = attempt

@@ -31,6 +31,9 @@ __all__ = ["RemoteRewarder", "Rewarder", "compared", "replay"]
 #: Samples scored at once, unless a request with groups has more.
 _MAX_IN_FLIGHT = 256
 
+#: Calls at the same time.
+_MAX_CALLS = 8
+
 #: Samples of groups from several requests that are held until the rest of their group is read.
 _MAX_PENDING = 16_384
 
@@ -73,8 +76,9 @@ async def compared(
     """Reward the samples of captured files, and return what changed."""
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("scoring", total=None)
-        for lines in _chunks(_whole_groups(_rewarded(files, comparison), comparison)):
-            rewards = await rewarder.rewards(lines)
+        for units in _chunks(_whole_groups(_rewarded(files, comparison), comparison)):
+            lines = [line for unit in units for line in unit]
+            rewards = await _rewards_of(units, rewarder)
             comparison.add(lines, rewards)
             if examples is not None:
                 examples.add(lines, rewards)
@@ -150,15 +154,41 @@ def _of_group(line: CapturedLine, name: str) -> CapturedLine:
     return line.model_copy(update={"sample": sample})
 
 
-def _chunks(units: Iterable[list[CapturedLine]]) -> Iterator[list[CapturedLine]]:
-    chunk: list[CapturedLine] = []
+def _chunks(units: Iterable[list[CapturedLine]]) -> Iterator[list[list[CapturedLine]]]:
+    chunk: list[list[CapturedLine]] = []
     for unit in units:
-        if chunk and len(chunk) + len(unit) > _MAX_IN_FLIGHT:
+        if chunk and sum(map(len, chunk)) + len(unit) > _MAX_IN_FLIGHT:
             yield chunk
             chunk = []
-        chunk += unit
+        chunk.append(unit)
     if chunk:
         yield chunk
+
+
+async def _rewards_of(
+    units: Sequence[Sequence[CapturedLine]], rewarder: Rewarder
+) -> list[RewardOut]:
+    """Reward units in one call, or in one each where the rule normalizes over a request's samples.
+
+    Rules do that for groups only.
+    """
+    grouped = [unit for unit in units if _has_groups(unit)]
+    others = [line for unit in units if not _has_groups(unit) for line in unit]
+    limit = asyncio.Semaphore(_MAX_CALLS)
+
+    async def rewards(lines: Sequence[CapturedLine]) -> Sequence[RewardOut]:
+        async with limit:
+            return await rewarder.rewards(lines) if lines else ()
+
+    *of_units, of_others = await asyncio.gather(*map(rewards, grouped), rewards(others))
+    found = {id(line): one for line, one in zip(others, of_others, strict=True)}
+    for unit, own in zip(grouped, of_units, strict=True):
+        found |= {id(line): one for line, one in zip(unit, own, strict=True)}
+    return [found[id(line)] for unit in units for line in unit]
+
+
+def _has_groups(lines: Sequence[CapturedLine]) -> bool:
+    return any(line.sample.group is not None for line in lines)
 
 
 class Rewarder(Protocol):

@@ -57,6 +57,7 @@ OMITTED_PARTS = (
     "system",
     "thinking",
     "tool_calls",
+    "tool_results",
     "tools",
 )
 

@@ -113,6 +113,13 @@ class RewardObservation:
     omitted: Sequence[str] = ()
     texts: KeptTexts | None = None
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of its numbers."""
+        values = [self.reward, self.z, *(self.parts or {}).values()]
+        values += [value for one in self.aspects.values() for value in (one.reward, *one.values)]
+        return max(map(abs, values))
+
 
 def pairwise_agreement(samples: Sequence[RewardObservation]) -> Iterator[tuple[str, str]]:
     """Compare adjacent samples of a prompt, as the paper selects aspects (Lai et al. 2024).
@@ -151,6 +158,10 @@ _HALF_LIFE, _MIN_PAIRS = 2048, 32
 #: Bounds outside of which the shaping is saturated.
 _LOW, _HIGH = 0.05, 0.95
 
+
+#: Samples with a larger reward or part, such as by a request's weights, are left out of all
+#: figures: they would hide all others, and their squares overflow.
+_LARGEST = 1e15
 
 #: Samples after which the drift is brought up to date, if nothing reads it before.
 _MAX_UNREAD = 256
@@ -292,6 +303,7 @@ class RewardMetrics:
 
     def observe_rewards(self, recipe: str, samples: Sequence[RewardObservation]) -> None:
         """Observe the rewards of the samples of one request."""
+        samples = [one for one in samples if one.largest <= _LARGEST]
         with self._lock:
             self._observe_total(recipe, samples)
             for aspect in dict.fromkeys(name for one in samples for name in one.aspects):

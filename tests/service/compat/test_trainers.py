@@ -31,6 +31,18 @@ async def test_slime_and_miles_response_is_a_number(trainer: str) -> None:
         assert {sample.fields["reference"] for sample in words.samples} == {"L"}
 
 
+async def test_label_that_is_a_missing_value_is_no_reference() -> None:
+    async with recording_server() as (server, words):
+        body = '{"prompt": "Q?", "response": "a b", "label": NaN}'
+        for content in (body, body.replace("NaN", "Infinity"), body.replace("NaN", "1.5")):
+            headers = {"Content-Type": "application/json"}
+            answer = await server.client.post(
+                "/compat/slime/plain", content=content, headers=headers
+            )
+            assert answer.status_code == 200
+        assert [sample.fields.get("reference") for sample in words.samples] == [None, None, "1.5"]
+
+
 TURNS = [
     {"role": "assistant", "content": "a", "tool_calls": [{"name": "f", "arguments": "{}"}]},
     {"role": "tool", "content": "42"},

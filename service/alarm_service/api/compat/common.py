@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -169,6 +170,8 @@ def text_fields(columns: Mapping[str, Any]) -> dict[str, str]:
 
 def _is_text_or_number(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False  # a missing value of pandas
     return is_number or (isinstance(value, str) and bool(value))
 
 
