@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that come from the code: kinds, models, rules, routes, metrics.
+"""Write the tables of docs/ that come from the code: recipes, kinds, rules, routes, options, ...
 
 `make docs` runs it. tests/test_contributing.py fails while a table is out of date.
 """
@@ -12,13 +12,24 @@ from pathlib import Path
 
 from fastapi.openapi.utils import get_openapi
 from prometheus_client.metrics_core import Metric
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from alarm_models.combination.all_rules import Rule
+from alarm_models.combination.overlong import OverlongSpec
 from alarm_models.combination.rule_registry import CONSTANTS, RULES, RuleDefinition
 from alarm_models.modeling.families import Family, families, recipe_lines
 from alarm_models.recipe.loader import load_recipe
+from alarm_models.recipe.schema import (
+    AspectSpec,
+    HierarchySpec,
+    HolisticSpec,
+    Overrides,
+    Recipe,
+)
 from alarm_models.recipe.specs import KINDS
 from alarm_service.api.app import create_app
+from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
 from alarm_service.settings import Settings
 
@@ -59,6 +70,66 @@ def constants() -> str:
     return _table(("constant", "what it is", "rules"), rows)
 
 
+#: Defaults that the loader fills in.
+_NAMED: Mapping[tuple[type[BaseModel], str], str] = {(Recipe, "name"): "the file's name"}
+
+
+def keys_of(table: type[BaseModel], *left_out: str) -> Callable[[], str]:
+    """Return what makes the table of the keys of a recipe's table, or of a request's."""
+
+    def keys() -> str:
+        rows = [
+            (f"`{name}`", _NAMED.get((table, name)) or _default(field), field.description or "")
+            for name, field in table.model_fields.items()
+            if name not in left_out
+        ]
+        return _table(("key", "default", "what it is"), rows)
+
+    return keys
+
+
+def model_keys() -> str:
+    """Return the tables of the keys of models: one for each set of kinds with the same keys."""
+    kinds_of: dict[tuple[str, str, str], list[str]] = {}
+    for kind, spec in KINDS.items():
+        for name, field in spec.model_fields.items():
+            if name != "kind":
+                key = (f"`{name}`", _default(field), field.description or "")
+                kinds_of.setdefault(key, []).append(kind)
+    keys: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
+    for key, having in kinds_of.items():
+        keys.setdefault(tuple(having), []).append(key)
+    tables = []
+    for having, rows in keys.items():
+        others = [f"`{kind}`" for kind in KINDS if kind not in having]
+        kinds = ", ".join(f"`{kind}`" for kind in having)
+        if len(others) <= 2:
+            kinds = "All kinds" + (f" but {' and '.join(others)}" if others else "")
+        tables.append(f"{kinds}:\n\n{_table(('key', 'default', 'what it is'), rows)}")
+    return "\n".join(tables)
+
+
+def options() -> str:
+    """Return the table of the options of `alarm serve`."""
+    rows = [
+        (f"`--{name.replace('_', '-')}`", _default(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return _table(("option", "default", "what it is"), rows)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel) or default is None or default in ("", (), {}):
+        return ""
+    if isinstance(default, tuple):
+        return ", ".join(f"`{' '.join(one) if isinstance(one, tuple) else one}`" for one in default)
+    shown = str(default).lower() if isinstance(default, bool) else f"{default}"
+    return f"`{shown}`"
+
+
 def routes() -> str:
     """Return the table of routes, by path."""
     app = create_app([load_recipe("mini")], Settings(device="cpu"))
@@ -69,6 +140,27 @@ def routes() -> str:
         for method, operation in methods.items()
     ]
     return _table(("route", "what it does"), rows)
+
+
+def errors() -> str:
+    """Return the table of the errors of requests, by status."""
+    found = {one.code: one for one in _subclasses(ServiceError) if "code" in vars(one)}
+    rows = [
+        (
+            str(one.status),
+            f"`{code}`",
+            "yes" if one.retryable else "no",
+            (one.__doc__ or "").partition("\n")[0],
+        )
+        for code, one in sorted(found.items(), key=lambda item: (item[1].status, item[0]))
+    ]
+    return _table(("status", "code", "retryable", "what happened"), rows)
+
+
+def _subclasses(kind: type[ServiceError]) -> Iterable[type[ServiceError]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _subclasses(one)
 
 
 def metrics() -> str:
@@ -153,6 +245,15 @@ def _labels(family: Metric, collector: object) -> Iterable[str]:
 
 #: A table's name in its markers -> the page it is in, and what makes it.
 TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "recipe-keys": ("recipes.md", keys_of(Recipe)),
+    "holistic-keys": ("recipes.md", keys_of(HolisticSpec)),
+    "hierarchy-keys": ("recipes.md", keys_of(HierarchySpec, *CONSTANTS)),
+    "aspect-keys": ("recipes.md", keys_of(AspectSpec)),
+    "overlong-keys": ("recipes.md", keys_of(OverlongSpec)),
+    "override-keys": ("recipes.md", keys_of(Overrides)),
+    "model-keys": ("recipes.md", model_keys),
+    "options": ("options.md", options),
+    "errors": ("errors.md", errors),
     "kinds": ("kinds.md", kinds),
     "rules": ("rules.md", rules),
     "constants": ("rules.md", constants),

@@ -16,6 +16,7 @@ from alarm_models.combination.rule_registry import RULES
 from alarm_models.modeling.families import Family, families
 from alarm_models.recipe.specs import ModelSpec
 from alarm_service.api.app import API_ROUTES
+from alarm_service.schemas import SampleErrorOut
 
 ROOT = Path(__file__).parents[1]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -57,6 +58,12 @@ def test_table_of_the_docs_is_what_the_code_says(table: str) -> None:
     file, _ = GENERATE.TABLES[table]
     page = (ROOT / "docs" / file).read_text("utf-8")
     assert GENERATE.with_table(table, page) == page, f"docs/{file} is out of date: run `make docs`"
+
+
+def test_docs_list_the_error_codes_of_samples() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert set(listed) == set(get_args(SampleErrorOut.model_fields["code"].annotation))
 
 
 @pytest.mark.parametrize("rule", RULES)

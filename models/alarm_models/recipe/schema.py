@@ -52,11 +52,11 @@ _SEGMENTER = "segments into which `dense` cuts the completion; default: `sentenc
 class HolisticSpec(Table):
     """The model that scores whole completions, and the constants that normalize its score."""
 
-    model: str
+    model: str = Field(description="name of a model of the recipe")
     output: str | None = Field(default=None, description="output to use, if the model has several")
-    weight: float = 1.0
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, description="factor of the normalized score in the reward")
+    mean: float = Field(default=0.0, description="subtracted from the score")
+    std: float = Field(default=1.0, gt=0, description="the score is divided by it after that")
     dense: Dense | None = Field(default=None, description=_DENSE)
     segmenter: Segmenter | None = Field(default=None, description=_SEGMENTER)
 
@@ -90,8 +90,10 @@ def _with_constants(table: type[_T]) -> type[_T]:
 class HierarchySpec(Table):
     """The rule that combines scores; `threshold` is in standard deviations."""
 
-    rule: Rule = Rule("hierarchical")
-    threshold: float = 0.0
+    rule: Rule = Field(default=Rule("hierarchical"), description="how scores become a reward")
+    threshold: float = Field(
+        default=0.0, description="normalized holistic score from which aspects count"
+    )
 
     def constants(self) -> dict[str, Any]:
         """Return the rule constants that the recipe sets."""
@@ -126,19 +128,27 @@ class HierarchySpec(Table):
 class AspectSpec(Table):
     """An aspect: its model, its weight, and how scores become rewards."""
 
-    model: str
+    model: str = Field(description="name of a model of the recipe")
     output: str | None = Field(default=None, description="output to use, if the model has several")
-    weight: float = 1.0
-    shaping: Shaping = Shaping.SIGMOID
-    placement: Placement | None = Field(
-        default=None, description="default: that of the model's kind"
+    weight: float = Field(default=1.0, description="factor of the aspect's reward; 0: not used")
+    shaping: Shaping = Field(
+        default=Shaping.SIGMOID,
+        description="`sigmoid`: the sigmoid `s(v)` of each segment's value, as in the paper; "
+        "`none`: the value; `centred`: `s(v) - s(0)`; `mean`: the mean of `s(v)` over the "
+        "segments; `per_length`: their sum over the number of tokens",
     )
-    positive: float = 1.0
-    negative: float = -1.0
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
-    scale: float = 1.0
-    bias: float = 0.0
+    placement: Placement | None = Field(
+        default=None,
+        description="tokens that get a segment's reward: its last one (`segment-ends`), every one "
+        "(`tokens`), or the last one of its message (`turn-ends`); default: that of the model's "
+        "kind",
+    )
+    positive: float = Field(default=1.0, description="value of a segment judged right")
+    negative: float = Field(default=-1.0, description="value of a segment judged wrong")
+    mean: float = Field(default=0.0, description="of scores: subtracted")
+    std: float = Field(default=1.0, gt=0, description="of scores: divided by after that")
+    scale: float = Field(default=1.0, description="of scores: multiplied by after that")
+    bias: float = Field(default=0.0, description="of scores: added after that")
     dense: Dense | None = Field(default=None, description=_DENSE)
     segmenter: Segmenter | None = Field(default=None, description=_SEGMENTER)
     parents: Mapping[str, float] = Field(
@@ -155,11 +165,15 @@ class AspectSpec(Table):
 class Overrides(Table):
     """Per-request overrides of a recipe."""
 
-    rule: Rule | None = None
-    threshold: float | None = None
-    holistic_weight: float | None = None
-    weights: Mapping[str, float] = Field(default_factory=dict)
-    shaping: Shaping | None = None
+    rule: Rule | None = Field(default=None, description="instead of `hierarchy.rule`")
+    threshold: float | None = Field(default=None, description="instead of `hierarchy.threshold`")
+    holistic_weight: float | None = Field(default=None, description="instead of `holistic.weight`")
+    weights: Mapping[str, float] = Field(
+        default_factory=dict, description="aspect -> weight instead of the recipe's"
+    )
+    shaping: Shaping | None = Field(
+        default=None, description="instead of the shaping of every aspect"
+    )
 
 
 #: Maximum number of a request's wrong names that an error message lists.
@@ -175,15 +189,25 @@ def _placement(spec: Spec) -> Placement:
 class Recipe(Table):
     """One holistic model, its aspects and a rule."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[\w.-]+$")
-    description: str = ""
-    models: Mapping[str, ModelSpec]
-    holistic: HolisticSpec
-    hierarchy: HierarchySpec = HierarchySpec()
-    aspects: Mapping[str, AspectSpec] = Field(default_factory=dict)
+    name: str = Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\w.-]+$",
+        description="in requests and metrics",
+    )
+    description: str = Field(default="", description="shown by `alarm recipes`")
+    models: Mapping[str, ModelSpec] = Field(description="name -> model, see below")
+    holistic: HolisticSpec = Field(description="the model of whole completions, see below")
+    hierarchy: HierarchySpec = Field(
+        default=HierarchySpec(), description="the rule and its constants, see below"
+    )
+    aspects: Mapping[str, AspectSpec] = Field(
+        default_factory=dict, description="name -> aspect, see below"
+    )
     fields: Mapping[str, str] = Field(
         default_factory=dict,
-        description="field name -> pattern that finds it in the prompt if a request omits it",
+        description="field name -> regular expression whose group finds it in the prompt if a "
+        "request omits it",
     )
     overlong: OverlongSpec | None = Field(
         default=None, description="what to do with completions at the policy's token limit"

@@ -283,7 +283,11 @@ class NeuralSpec(Spec):
 
     folders = ("checkpoint", "tokenizer", "adapter")
     checkpoint: str = Field(min_length=1, max_length=MAX_NAME_CHARS, description="folder or hub id")
-    truncation: Truncation = Truncation.PROMPT
+    truncation: Truncation = Field(
+        default=Truncation.PROMPT,
+        description="what to do with a text over the limit: `prompt` cuts the start of the prompt, "
+        "`right` the end of the text, `error` fails the sample",
+    )
     max_tokens: int | None = Field(default=None, ge=8, description="default: the checkpoint's")
     dtype: Dtype = Field(
         default="auto", description="`auto` is float32 on a CPU, bfloat16 on a GPU"
@@ -296,7 +300,9 @@ class NeuralSpec(Spec):
         description="set token type 1 for words copied from the prompt; `support` sets types 0 to "
         "108 by how much the prompt supports each word",
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(
+        default=False, description="whether to run code from the checkpoint"
+    )
     revision: _Name = Field(default=None, description="branch, tag or commit of a hub id")
     tokenizer: _Name = Field(
         default=None, description="folder or hub id; default: the checkpoint's"
@@ -479,7 +485,9 @@ class SequenceSpec(ClassifierSpec):
     pooling: Literal["first", "last", "mean"] = Field(
         default="last", description="tokens that a named head reads"
     )
-    activation: Literal["none", "sigmoid"] = "none"
+    activation: Literal["none", "sigmoid"] = Field(
+        default="none", description="applied to the logit"
+    )
 
 
 class SegmentsSpec(NeuralSpec):
@@ -490,14 +498,16 @@ class SegmentsSpec(NeuralSpec):
     policy_only = True
     kind: Literal["segments"] = "segments"
     template: str = Field(description="template text before the segments")
-    segmenter: Literal["sentences", "subsentences", "words", "turns"] = "sentences"
+    segmenter: Literal["sentences", "subsentences", "words", "turns"] = Field(
+        default="sentences", description="the segments that get a score each"
+    )
     separator: str | None = Field(default=None, description="default: the tokenizer's")
     pooling: Literal["separator", "mean"] = Field(
         default="separator",
         description="read only the separator, or the mean over it and the segment's tokens",
     )
-    positive_label: str
-    negative_label: str
+    positive_label: str = Field(description="label whose logit counts for a segment")
+    negative_label: str = Field(description="label whose logit counts against a segment")
     labels: tuple[str, ...] | None = Field(
         default=None, description="label names by position, if the checkpoint has none"
     )
@@ -523,7 +533,9 @@ class StepsSpec(TextSpec):
     step_token: str = Field(
         default="<extra_0>", description="token after each step, at which the step is read"
     )
-    segmenter: Literal["steps", "sentences", "turns"] = "steps"
+    segmenter: Literal["steps", "sentences", "turns"] = Field(
+        default="steps", description="the segments that get a score each"
+    )
     labels: tuple[str, str] | None = Field(
         default=None, description="label names by position, if the checkpoint has none"
     )
@@ -591,7 +603,9 @@ class MultiObjectiveSpec(ClassifierSpec):
     objectives: tuple[str, ...] | None = Field(
         default=None, description="output names by position; default: the checkpoint's labels"
     )
-    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    activation: Literal["none", "sigmoid", "softmax"] = Field(
+        default="none", description="applied to the outputs"
+    )
     weights: Mapping[str, float] = Field(
         default_factory=dict, description="objective -> weight in the score"
     )
@@ -683,8 +697,12 @@ class GenerativeSpec(TextSpec):
     )
     positive: str | int = Field(description="token whose score is read, as text or id")
     negative: str | int | None = Field(default=None, description="token to compare `positive` with")
-    measure: Literal["logit", "logprob"] = "logit"
-    activation: Literal["none", "sigmoid"] = "none"
+    measure: Literal["logit", "logprob"] = Field(
+        default="logit", description="what of the token is the score"
+    )
+    activation: Literal["none", "sigmoid"] = Field(
+        default="none", description="applied to the score"
+    )
 
     @model_validator(mode="after")
     def _asks_in_a_chat(self) -> GenerativeSpec:
@@ -874,7 +892,9 @@ class RemoteSpec(Spec):
     module = "alarm_models.reward_models.remote.model"
     is_reproducible = False
     kind: Literal["remote"] = "remote"
-    api: Literal["vllm", "vllm-scoring", "sglang", "tei", "alarm", "chat"]
+    api: Literal["vllm", "vllm-scoring", "sglang", "tei", "alarm", "chat"] = Field(
+        description="the server's protocol; `chat` asks a chat model to judge"
+    )
     url: str | tuple[str, ...] = Field(
         description="URL of the server, or a list of URLs of servers with the same model"
     )
@@ -933,7 +953,7 @@ class RemoteSpec(Spec):
     max_answer_bytes: int = Field(
         default=16 << 20, ge=1024, description="maximum size of a response"
     )
-    max_retries: int = Field(default=4, ge=0)
+    max_retries: int = Field(default=4, ge=0, description="retries of a request")
     max_concurrent: int = Field(
         default=16, ge=1, description="maximum concurrent requests to each server"
     )
@@ -1116,7 +1136,7 @@ class EndpointSpec(BaseModel):
     max_answer_bytes: int = Field(
         default=16 << 20, ge=1024, description="maximum size of a response"
     )
-    max_retries: int = Field(default=4, ge=0)
+    max_retries: int = Field(default=4, ge=0, description="retries of a request")
     max_concurrent: int = Field(
         default=16, ge=1, description="maximum concurrent requests of all models to this URL"
     )
@@ -1635,7 +1655,7 @@ class GrammarSpec(CheckSpec):
     markup: Literal["plaintext", "markdown"] = Field(
         default="plaintext", description="only for harper"
     )
-    ignored_rules: tuple[str, ...] = ()
+    ignored_rules: tuple[str, ...] = Field(default=(), description="names of rules to leave out")
     concurrency: int = Field(
         default=8, ge=1, description="maximum concurrent requests to a LanguageTool server"
     )
@@ -1686,8 +1706,10 @@ class RegexSpec(CheckSpec):
 
     module = "alarm_models.reward_models.text_checks"
     kind: Literal["regex"] = "regex"
-    pattern: str
-    match: Literal["somewhere", "whole"] = "somewhere"
+    pattern: str = Field(description="regular expression")
+    match: Literal["somewhere", "whole"] = Field(
+        default="somewhere", description="what of the completion must match"
+    )
 
     @property
     def view_rules(self) -> ViewRules:
@@ -1723,7 +1745,9 @@ class SimilaritySpec(CheckSpec):
 
     module = "alarm_models.reward_models.similarity"
     kind: Literal["similarity"] = "similarity"
-    metric: Literal["chrf", "chrf++", "bleu"] = "chrf"
+    metric: Literal["chrf", "chrf++", "bleu"] = Field(
+        default="chrf", description="metric of sacrebleu"
+    )
     reference: str = Field(default="{reference}", description="template of the reference")
 
     @property
@@ -1741,7 +1765,7 @@ class ExactMatchSpec(CheckSpec):
     answer: str | None = Field(
         default=None, description="pattern; the first group of its last match is the answer"
     )
-    ignore_case: bool = False
+    ignore_case: bool = Field(default=False, description="whether case does not count")
 
     @property
     def templates(self) -> tuple[str, ...]:
