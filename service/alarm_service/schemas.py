@@ -365,8 +365,10 @@ class SampleIn(_In):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SAMPLE]})
 
-    prompt: Text | MessagesIn
-    completion: Text | MessagesIn
+    prompt: Text | MessagesIn = Field(description="a text, or messages")
+    completion: Text | MessagesIn = Field(
+        description="what the policy wrote: a text, or messages with those of tools between them"
+    )
     fields: Annotated[dict[Text, JsonIn], InPieces] = Field(
         default_factory=dict,
         description="named texts for the model's template; any JSON for models that read it",
@@ -458,8 +460,8 @@ class SampleErrorOut(_Out):
         "overlong",
         "dropped",
         "budget_exceeded",
-    ]
-    message: str
+    ] = Field(description="kind of fault, for programs")
+    message: str = Field(description="what is wrong, and what to do")
 
 
 class SegmentOut(_Out):

@@ -85,7 +85,9 @@ async def metrics(engine: EngineOf) -> Response:
 
 @router.get(
     "/recent",
-    responses=documented((401, "no key, or a wrong one"), (404, "no such recipe")),
+    responses=documented(
+        (401, "no key, or a wrong one"), (404, "no such recipe"), (422, "the query cannot be read")
+    ),
 )
 async def recent(engine: EngineOf, recipe: str | None = None) -> RecentOut:
     """Return statistics of the samples that a recipe rewarded recently, for the page."""
