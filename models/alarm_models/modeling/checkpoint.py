@@ -131,7 +131,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model, or one that requires a login (set HF_TOKEN)"
     if isinstance(error, LocalEntryNotFoundError):
-        return "it was not downloaded before, and the hub is unreachable or HF_HUB_OFFLINE is set"
+        return (
+            "it is not downloaded, and the hub is unreachable or HF_HUB_OFFLINE is set: give a "
+            "folder, or download it once"
+        )
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
 
 
