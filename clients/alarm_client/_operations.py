@@ -74,17 +74,17 @@ def _send_parts(call: Call, job: Payload[T], parts: Sequence[Payload[T]]) -> Flo
     """The merged results of a call's parts, sent at the same time.
 
     All are sent again if the recipe was reloaded in between, so that the answers differ in their
-    fingerprints.
+    fingerprints; not if they differ in the same way again, as those of two servers would.
     """
-    num_left = _MAX_RELOADS
+    differences: set[str] = set()
     while True:
         results = yield Gather(tuple(_send_payload(call, part) for part in parts))
         try:
             return job.merge(results)
-        except ProtocolError:
-            num_left -= 1
-            if num_left < 0:
+        except ProtocolError as error:
+            if str(error) in differences or len(differences) == _MAX_RELOADS:
                 raise
+            differences.add(str(error))
 
 
 def fetch_catalogue(call: Call) -> Flow[Catalogue]:

@@ -142,7 +142,7 @@ class PolicyTokens:
 
     def locate(self, token_ids: Sequence[int]) -> tuple[str, list[Span]]:
         """As `token_offsets`, for this tokenizer."""
-        return self._locate(_plain_ids(token_ids, "token_ids"))
+        return self._locate(checked_ids(token_ids, "token_ids"))
 
     def locate_batch(
         self, rows: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None = None
@@ -152,7 +152,9 @@ class PolicyTokens:
         `masks`: same shape as `rows`, false for padding. A row gets one span per unmasked token, in
         order; without `masks` padding counts as tokens.
         """
-        ids = [_plain_ids(row, f"rows[{index}]") for index, row in enumerate(_listed(rows, "rows"))]
+        ids = [
+            checked_ids(row, f"rows[{index}]") for index, row in enumerate(_listed(rows, "rows"))
+        ]
         if masks is None:
             return [self._locate(row) for row in ids]
         kept = [_listed(mask, f"masks[{i}]") for i, mask in enumerate(_listed(masks, "masks"))]
@@ -297,7 +299,8 @@ def _listed(values: Any, name: str) -> list[Any]:
     return list(plain)
 
 
-def _plain_ids(token_ids: Any, name: str) -> list[int]:
+def checked_ids(token_ids: Any, name: str) -> list[int]:
+    """The ids of one text as a list; TypeError or ValueError names the one that is wrong."""
     return [_plain_id(value, name, index) for index, value in enumerate(_listed(token_ids, name))]
 
 

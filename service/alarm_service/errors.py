@@ -111,7 +111,7 @@ class Misdirected(ServiceError):
 
 
 class Invalid(ServiceError):
-    """The request does not fit the schema; the message names the field and the value received."""
+    """The request does not fit the schema; the message names the field."""
 
     status, code = 422, "invalid"
 
@@ -127,7 +127,7 @@ class SampleFailed(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full."""
+    """The queue, or the memory for requests that wait, is full."""
 
     status, code, retryable = 429, "overloaded", True
 
@@ -163,7 +163,7 @@ class Sleeping(ServiceError):
 
 
 class DeadlinePassed(ServiceError):
-    """The deadline that the caller set has passed."""
+    """The caller's deadline, or that of `--timeout-s`, has passed."""
 
     status, code, retryable = 504, "deadline_passed", True
 

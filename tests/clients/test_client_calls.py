@@ -134,6 +134,14 @@ async def test_failed_part_fails_the_whole_call(ask):
         await ask(server, "score", SAMPLES)
 
 
+async def test_servers_with_different_recipes_are_not_asked_a_third_time(ask):
+    server = StandIn(max_samples=150, script=[])
+    server.change = lambda answer: answer.update(fingerprint="ab"[len(server.requests) % 2])
+    with pytest.raises(ProtocolError, match="changed during the call"):
+        await ask(server, "score", SAMPLES)
+    assert server.paths.count("/score") == 4
+
+
 async def test_recipe_reloaded_between_two_parts_is_asked_again(ask):
     server = StandIn(max_samples=64, script=[])
     server.change = lambda answer: answer.update(

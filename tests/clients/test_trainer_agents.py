@@ -102,6 +102,8 @@ def test_token_sample_of_gpt_oss_is_the_answer_without_thoughts(has_prompt_ids):
         ("<|channel|>final<|message|>", ""),
         ("It was she.<|return|>", "It was she."),
         ("It was <|end|><|start|>assistant", "It was "),
+        ("<|channel|>analysis<|message|>Jane?<|end|><|start|>assistant<|channel|>final", ""),
+        ("<|channel|>analysis", ""),
     ],
 )
 def test_token_sample_of_gpt_oss_that_was_cut_off(response, completion):
@@ -110,6 +112,23 @@ def test_token_sample_of_gpt_oss_that_was_cut_off(response, completion):
     assert sample.completion == completion
     assert len(sample.token_offsets) == len(ids)
     assert all(0 <= start <= end <= len(completion) for start, end in sample.token_offsets)
+
+
+def test_token_sample_of_gpt_oss_has_the_roles_and_the_thoughts_of_texts():
+    told = "<|channel|>final<|message|>She.<|end|><|start|>functions.find to=assistant<|channel|>"
+    told += "commentary<|message|>42<|end|>"
+    tokenizer, ids, opening = harmony(told)
+    (text,) = plain_samples([Sample(prompt=CHAT, completion=told)], None, "any")
+    assert token_sample(CHAT, ids, tokenizer, prompt_ids=opening).completion == text.completion
+    thinking = [*opening, *tokenizer("<|channel|>analysis<|message|>").input_ids]
+    rest = "Jane?<|end|><|start|>assistant<|channel|>final<|message|>She."
+    ids = tokenizer(rest).input_ids
+    assert token_sample(CHAT, ids, tokenizer, prompt_ids=thinking).completion == "She."
+
+
+def test_token_sample_with_an_id_of_a_label_that_was_left_out_names_it():
+    with pytest.raises(ValueError, match=r"token_ids\[0\] must be a token id, got -100"):
+        token_sample(CHAT, [-100, 3], TOKENS)
 
 
 def test_turns_of_gpt_oss_with_tools_have_no_headers():

@@ -259,6 +259,22 @@ async def test_captured_file_is_scored_and_replayed_by_the_commands(tmp_path: Pa
     assert "Replay by" in page.read_text()
 
 
+async def test_replay_of_large_groups_waits_for_its_own_queue(tmp_path: Path) -> None:
+    folder, length = tmp_path / "captures", tmp_path / "length.toml"
+    length.write_text('[models.length]\nkind = "length"\n[holistic]\nmodel = "length"\n')
+    prompt = "w " * 6000  # 3000 tokens by estimate; eight requests of four samples are 96,000
+    async with serving(recipe("one"), capture=folder) as server:
+        for _ in range(8):
+            given = [
+                {"prompt": prompt, "completion": one, "group": "g"} for one in ("a", "b", "c", "d")
+            ]
+            await answered(
+                await server.client.post("/hierarchical_reward", json={"samples": given})
+            )
+    arguments = ["replay", str(folder), "--recipe", str(length), "--out", str(tmp_path / "out")]
+    assert await asyncio.to_thread(main, arguments) == 0
+
+
 @pytest.mark.parametrize("command", ["replay", "view"])
 def test_missing_capture_is_an_error_that_names_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -109,6 +109,7 @@ def test_score_command_set_changes_the_recipe(recipe_file: Path) -> None:
             "models.rm.templat: Extra inputs are not permitted: did you mean `template`?",
         ),
         (["--recipe", "mini", "--recipe", "translation"], "2 recipes are given"),
+        (["--set", "overlong.actoin=skip"], "overlong.actoin: Extra inputs are not permitted: did"),
         (["--set", "holistic.weight"], "--set requires KEY=VALUE"),
         (["--recipe", "nobody"], "neither a built-in recipe"),
         (["--device", "tpu"], "--device: 'tpu' is not a device: give auto, cpu"),

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from alarm_client.token_offsets import PolicyTokens
+from alarm_client.token_offsets import PolicyTokens, checked_ids
 from alarm_client.trainers._failures import report, with_group_means
 from alarm_client.trainers._inputs import preceded
 from alarm_client.trainers._padding import at_last_token
 from alarm_client.trainers._settings import OnFailure
 from alarm_client.trainers._turns import (
+    Opening,
     mask_by_template,
     on_all_tokens,
     opening_of,
@@ -36,20 +37,24 @@ def token_sample(
     before the completion, if the prompt is messages.
     """
     tokens = _policy_tokens(tokenizer)
-    template, begun = (None, "") if prompt_ids is None else opening_of(prompt_ids, tokenizer)
+    response_ids = checked_ids(response_ids, "token_ids")
+    opening = Opening() if prompt_ids is None else opening_of(prompt_ids, tokenizer)
     own = [1] * len(response_ids) if mask is None else mask
-    turns = turns_of(response_ids, own, tokens, tokenizer, template)
+    turns = turns_of(
+        response_ids, own, tokens, tokenizer, opening.template, is_thought=opening.is_thought
+    )
     completion: Text
     if turns is None:
         completion, offsets = tokens.locate(response_ids)
-    elif mask is None and len(turns.messages) == 1:
+    elif mask is None and [one["role"] for one in turns.messages] == ["assistant"]:
         completion, offsets = str(turns.messages[0]["content"]), turns.offsets
     else:
         completion, offsets = turns.messages, turns.offsets
     sample = Sample(
         prompt=prompt, completion=completion, token_offsets=offsets, finish_reason=finish_reason
     )
-    return preceded(sample, begun) if begun and not isinstance(prompt, str) else sample
+    has_begun = opening.begun and not isinstance(prompt, str)
+    return preceded(sample, opening.begun) if has_begun else sample
 
 
 def policy_mask(
@@ -64,8 +69,7 @@ def policy_mask(
     """
     if mask is None or any(mask) or prompt_ids is None:
         return None if mask is None else list(mask)
-    template, _ = opening_of(prompt_ids, tokenizer)
-    return mask_by_template(response_ids, tokenizer, template)
+    return mask_by_template(response_ids, tokenizer, opening_of(prompt_ids, tokenizer).template)
 
 
 def token_rewards(

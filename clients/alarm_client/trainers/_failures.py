@@ -140,8 +140,9 @@ def _without_none(values: Sequence[float | None], part: str) -> list[float]:
     if part == "reward":
         raise ValueError("this trainer requires one number per sample; on_failure cannot be 'none'")
     raise ValueError(
-        f"{part!r} was not computed for sample {values.index(None)}, and this trainer requires one "
-        'number per sample: set aspects to "all", which computes every aspect of each sample'
+        f"{part!r} was not computed for sample {values.index(None)}, and this trainer requires "
+        'numbers: with aspects = "admitted" only samples past the threshold have it, with "all" '
+        "every one"
     )
 
 

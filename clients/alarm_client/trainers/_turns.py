@@ -45,6 +45,8 @@ def turns_of(
     tokens: PolicyTokens,
     tokenizer: Any,
     template: ChatTemplate | None = None,
+    *,
+    is_thought: bool = False,
 ) -> Turns | None:
     """The turns of a completion, or None if neither mask nor channels (gpt-oss) separate any.
 
@@ -76,9 +78,10 @@ def turns_of(
             messages += inserted
             continue
         located: list[Span] = []
-        for text, spans in _replies(own_ids, tokens, tokenizer, template):
+        begins_with = THOUGHTS if is_thought and not messages else "assistant"
+        for role, text, spans in _replies(own_ids, tokens, tokenizer, template, begins_with):
             start = len(completion_text([*messages, {"content": ""}])) + len(begun)
-            messages.append({"role": "assistant", "content": begun + text})
+            messages.append({"role": role, "content": begun + text})
             located += [(start + first, start + end) for first, end in spans]
             begun = ""
         offsets += [span for index, span in zip(indices, located, strict=True) if mask[index]]
@@ -86,24 +89,28 @@ def turns_of(
 
 
 def _replies(
-    ids: Sequence[int], tokens: PolicyTokens, tokenizer: Any, template: ChatTemplate | None
-) -> list[tuple[str, list[Span]]]:
-    """The text of the policy's tokens, with their spans in it; with channels, one for each.
+    ids: Sequence[int],
+    tokens: PolicyTokens,
+    tokenizer: Any,
+    template: ChatTemplate | None,
+    begins_with: str,
+) -> list[tuple[str, str, list[Span]]]:
+    """The role and text of the policy's tokens, with their spans in it; one for each channel.
 
-    Thoughts are left out if an answer follows, as in texts. Their tokens, and those of headers,
-    have empty spans where the answer starts.
+    ``begins_with`` is the role of text before the first header. Thoughts are left out if an answer
+    follows, as in texts. Their tokens, and those of headers, have empty spans where it starts.
     """
     if template is None or not _has_channels(template):
         text, spans = tokens.locate(ids)
-        return [(text, list(spans))]
+        return [("assistant", text, list(spans))]
     pieces = [_decoded([one], tokenizer) for one in ids]
     starts = list(accumulate(map(len, pieces), initial=0))
     headers = list(template.header.finditer("".join(pieces)))
     firsts = [bisect_left(starts, header.start()) for header in headers]
     contents = [bisect_left(starts, header.end()) for header in headers]
-    roles = ["assistant", *map(template.role, headers)]
-    last_answer = max(at for at, role in enumerate(roles) if role != THOUGHTS)
-    replies: list[tuple[str, list[Span]]] = []
+    roles = [begins_with, *map(template.role, headers)]
+    last_answer = max((at for at, role in enumerate(roles) if role != THOUGHTS), default=-1)
+    replies: list[tuple[str, str, list[Span]]] = []
     num_left_out = 0
     for at, (role, first, start, end) in enumerate(
         zip(roles, [0, *firsts], [0, *contents], [*firsts, len(ids)], strict=True)
@@ -114,12 +121,13 @@ def _replies(
             continue
         text, spans = tokens.locate(ids[start:end])
         if text:
-            replies.append((text, [*[(0, 0)] * num_left_out, *spans]))
+            kept = "assistant" if role == THOUGHTS else role
+            replies.append((kept, text, [*[(0, 0)] * num_left_out, *spans]))
             num_left_out = 0
         else:
             num_left_out += len(spans)
-    text, spans = replies.pop() if replies else ("", [])
-    return [*replies, (text, [*spans, *[(len(text), len(text))] * num_left_out])]
+    role, text, spans = replies.pop() if replies else ("assistant", "", [])
+    return [*replies, (role, text, [*spans, *[(len(text), len(text))] * num_left_out])]
 
 
 def mask_by_template(
@@ -148,16 +156,30 @@ def mask_by_template(
     return None if all(mask) else mask
 
 
-def opening_of(ids: Sequence[int], tokenizer: Any) -> tuple[ChatTemplate | None, str]:
-    """The policy's template by the ids of a prompt, and the start of the reply that it has."""
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The policy's template by a prompt, and the start of the reply that the prompt has.
+
+    ``is_thought``: the prompt has opened a channel of thoughts (gpt-oss).
+    """
+
+    template: ChatTemplate | None = None
+    begun: str = ""
+    is_thought: bool = False
+
+
+def opening_of(ids: Sequence[int], tokenizer: Any) -> Opening:
+    """The opening of a prompt's ids."""
     text = _decoded(ids, tokenizer)
     template = detect(text)
     if template is None:
-        return None, ""
+        return Opening()
+    *_, last = (None, *template.header.finditer(text))
+    is_thought = last is not None and template.role(last) == THOUGHTS and last.end() == len(text)
     try:
-        return template, split_prompt(text, template)[1]
+        return Opening(template, split_prompt(text, template)[1], is_thought)
     except SplitError:
-        return template, ""
+        return Opening(template, is_thought=is_thought)
 
 
 def _end_of_header(header: re.Match[str], template: ChatTemplate) -> int:

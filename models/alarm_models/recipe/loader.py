@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from alarm_models.combination.overlong import OverlongSpec
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.from_checkpoint import MODEL, SOURCE, recipe_of_checkpoint
 from alarm_models.recipe.schema import AspectSpec, HierarchySpec, HolisticSpec, Recipe
@@ -247,6 +248,8 @@ def _checked(table: Mapping[str, Any]) -> Recipe:
 def _line_of(error: ErrorDetails) -> str:
     """Return a validation error as a dotted key, as `--set` takes it, and what is wrong with it."""
     keys = [str(one) for one in error["loc"]]
+    if keys[-1:] in (["str"], ["int"]) and len(keys) > 2:  # pydantic adds the types of a union
+        del keys[-1]
     message = error["msg"].removeprefix("Value error, ")
     table: type[BaseModel] | None = None
     match keys:
@@ -260,6 +263,8 @@ def _line_of(error: ErrorDetails) -> str:
             table = HierarchySpec
         case ["aspects", _, _]:
             table = AspectSpec
+        case ["overlong", _]:
+            table = OverlongSpec
         case [_]:
             table = Recipe
     if error["type"] == "extra_forbidden" and table is not None:

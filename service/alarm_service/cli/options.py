@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -90,7 +90,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 def settings_of(options: argparse.Namespace) -> Settings:
     """Build settings from the flags given; variables and defaults fill in the rest.
 
-    Raises `SettingsError`, which names the flags of wrong values.
+    Raises `SettingsError`, which names the flags or variables of wrong values.
     """
     given = {
         name: one
@@ -101,7 +101,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         return with_models(Settings(**given))
     except ValidationError as error:
         faults = [
-            {**fault, "loc": (_flag(str(fault["loc"][0])), *fault["loc"][1:])}
+            {**fault, "loc": (_source(str(fault["loc"][0]), given), *fault["loc"][1:])}
             for fault in error.errors()
         ]
         raise SettingsError(format_validation_errors(faults)) from error
@@ -111,7 +111,8 @@ def one_recipe(settings: Settings) -> Recipe:
     """Load the recipe of a command that uses one; raise `SettingsError` where several are named."""
     if len(settings.recipe) > 1:
         raise SettingsError(
-            f"--recipe: {len(settings.recipe)} recipes are given, but this command uses one"
+            f"--recipe or ALARM_RECIPE: {len(settings.recipe)} recipes are given, but this command "
+            "uses one"
         )
     (recipe,) = load_recipes(settings.recipe, settings.set)
     return recipe
@@ -121,6 +122,10 @@ def recipe_files(source: str, recipe: Recipe) -> list[Path]:
     """Return the files of a recipe, which a command must not overwrite."""
     parity = [] if recipe.parity is None else [Path(recipe.parity)]
     return [locate_recipe(source), *parity]
+
+
+def _source(name: str, given: Mapping[str, object]) -> str:
+    return _flag(name) if name in given else f"ALARM_{name.upper()}"
 
 
 def _flag(name: str) -> str:

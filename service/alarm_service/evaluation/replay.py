@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -210,7 +211,7 @@ async def _open_rewarder(
         async with open_engine(recipe, settings) as engine:
             yield _LocalRewarder(engine, recipe)
         return
-    async with open_peer(url, settings) as (peer, base):
+    async with open_peer(url, settings, num_connections=_MAX_CALLS) as (peer, base):
         yield RemoteRewarder(peer, base, recipe.name)
 
 
@@ -224,6 +225,7 @@ class _LocalRewarder:
 
     async def rewards(self, lines: Sequence[CapturedLine]) -> Sequence[RewardOut]:
         """Reward samples; raise `ServiceError`."""
+        from alarm_service.engine.fair_queueing import INTERNAL
         from alarm_service.engine.hierarchical import reward_samples
 
         samples = [line.sample for line in lines]
@@ -233,6 +235,7 @@ class _LocalRewarder:
             [sample_in(sample) for sample in samples],
             Overrides(),
             "admitted",
+            replace(INTERNAL, waits=True),
         )
         self.fingerprint = done.fingerprint
         names = list(self._recipe.aspects)

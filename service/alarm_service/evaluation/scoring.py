@@ -188,12 +188,14 @@ async def open_scorer(recipe: Recipe, settings: Settings, url: str | None) -> As
 
 
 @asynccontextmanager
-async def open_peer(url: str, settings: Settings) -> AsyncIterator[tuple[Peer, str]]:
-    """Open a connection to the server at ``--url``; yield it with the server's address."""
+async def open_peer(
+    url: str, settings: Settings, *, num_connections: int = 1
+) -> AsyncIterator[tuple[Peer, str]]:
+    """Open connections to the server at ``--url``; yield them with the server's address."""
     base = require_url(url, "--url")
     api_key = settings.api_key[0].get_secret_value() if settings.api_key else None
     key = key_for_header(api_key, "--api-key or ALARM_API_KEY")
-    peer = Peer(base, key, timeout_s=_TIMEOUT_S, num_connections=1)
+    peer = Peer(base, key, timeout_s=_TIMEOUT_S, num_connections=num_connections)
     try:
         yield peer, base
     finally:

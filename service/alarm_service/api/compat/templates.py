@@ -128,12 +128,13 @@ _COMMAND_R = ChatTemplate(
     ("<|END_OF_TURN_TOKEN|>",),
     {"SYSTEM": "system", "USER": "user", "CHATBOT": "assistant"},
 )
-#: gpt-oss. Text in the channel `analysis` is thoughts.
+#: gpt-oss. Text in the channel `analysis` is thoughts. A text may end within a header.
 _HARMONY = ChatTemplate(
     "harmony",
     re.compile(
         r"(?:<\|start\|>(?P<role>[^<\n]*))?(?:<\|channel\|>(?P<channel>[^<\n]*))?"
-        r"(?:<\|constrain\|>[^<\n]*)?<\|message\|>|<\|start\|>assistant"
+        r"(?:<\|constrain\|>[^<\n]*)?<\|message\|>"
+        r"|(?:<\|start\|>assistant)?<\|channel\|>[^<\n]*\Z|<\|start\|>assistant"
     ),
     ("<|end|>", "<|return|>", "<|call|>"),
     {"developer": "system"},
