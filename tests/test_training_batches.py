@@ -98,7 +98,7 @@ def test_each_aspect_has_the_first_answer_and_one_with_a_fault(
     assert fault.sample in batch.samples
 
 
-def test_wrong_versions_are_compared_with_the_right_answer_without_its_full_stop_too(
+def test_wrong_versions_and_answers_to_other_questions_are_compared_with_right_answers(
     batches: ModuleType, asked: Any, other: Any, spans: Any
 ) -> None:
     pairs = set()
@@ -109,17 +109,15 @@ def test_wrong_versions_are_compared_with_the_right_answer_without_its_full_stop
         pairs |= compared(batch)
     exchanged = "Jane Austen was first written by Emma in 1815."
     assert ("exchanged names", RIGHT, exchanged) in pairs
-    assert ("exchanged names", RIGHT.removesuffix("."), exchanged) in pairs
     assert ("other answer", "Jane Austen.", "Oliver Twist.") in pairs
-    assert ("name from passages", "Jane Austen", "Charles Dickens.") in pairs
-    assert not any(better.rstrip(".") == worse.rstrip(".") for _, better, worse in pairs)
+    assert ("name from passages", "Jane Austen", "Charles Dickens") in pairs
+    assert not any(better == worse for _, better, worse in pairs)
 
 
 def test_answers_to_span_questions_are_compared_with_wrong_ones_alone(
     batches: ModuleType, other: Any, spans: Any
 ) -> None:
     right = {*spans.short_answers(), *spans.long_answers()}
-    right |= {one.removesuffix(".") for one in right}
     for seed in range(20):
         batch = batches.Batch()
         batches.add_span_question(batch, spans, other, Random(seed), is_second=seed % 2 == 0)

@@ -30,9 +30,6 @@ _HARDEST = ("name from passages", "cut off")
 #: Kinds of which two are shown for each right answer.
 _HARD = ("exchanged names", "other numbers", "opposite", "negated", "repetitive")
 
-#: How often wrong versions of a right answer are also compared with it without its full stop.
-_WITHOUT_STOP = 0.4
-
 
 @dataclass(slots=True)
 class Batch:
@@ -132,15 +129,8 @@ def _add_faults(
     *,
     is_second: bool,
 ) -> dict[str, Marked]:
-    """Add wrong versions of a right answer; return one of them for each aspect that has one.
-
-    Some are also compared with the right answer without its full stop, so that a sentence is not
-    cut off because it lacks one.
-    """
+    """Add wrong versions of a right answer; return one of them for each aspect that has one."""
     better, prompt, text = right
-    betters = [better]
-    if text.endswith(".") and choose.random() < _WITHOUT_STOP:
-        betters.append(batch.add(prompt, text.rstrip(".")))
     wrong = wrong_answers(
         text, own, other, choose, [kind for kind in KINDS if kind not in WITHOUT_ANSWER]
     )
@@ -153,8 +143,7 @@ def _add_faults(
         kinds += _some([kind for kind in wrong if kind not in (*_HARDEST, *_HARD)], 1, choose)
     marked: dict[str, Marked] = {}
     for kind in kinds:
-        index = batch.add(prompt, wrong[kind])
-        batch.pairs[kind] += [(one, index) for one in betters]
+        batch.pairs[kind].append((better, batch.add(prompt, wrong[kind])))
         marked |= marked_by_fault(Sample(prompt, wrong[kind]), text, kind)
     return marked
 

@@ -95,7 +95,7 @@ def main() -> None:
         folder / "README.md",
         Run(
             model.encoder.config.num_hidden_layers,
-            [one.steps for one in RUNS],
+            RUNS,
             minutes,
             len(train),
             len(span_questions),
