@@ -50,13 +50,18 @@ def test_readme_curl_returns_the_response_shown(server: Process) -> None:
 
 
 def test_readme_python_prints_one_reward_per_answer(server: Process) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         names: dict[str, Any] = {}
         exec(block("python").replace(URL, server.url), names)
     names["client"].close()
-    assert re.findall(r"past the threshold: (?:True|False)", printed.getvalue()) != []
-    assert len(printed.getvalue().splitlines()) == 2
+    shown = re.search(r"It prints (\S+) for the first answer, .* and (\S+) for the second", README)
+    assert shown is not None
+    lines = [line.split(maxsplit=1) for line in output.getvalue().splitlines()]
+    assert [float(value) for value, _ in lines] == printed(
+        [float(one) for one in shown.groups()], digits=1
+    )
+    assert [rest.split()[3] for _, rest in lines] == ["True", "False"]
 
 
 def test_readme_recipe_is_valid() -> None:
