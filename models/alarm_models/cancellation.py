@@ -1,12 +1,14 @@
-"""Cancellation: lets a function on a worker thread stop once its caller has disconnected."""
+"""Cancellation: of functions on worker threads, and of the siblings of a task that failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-__all__ = ["Cancelled", "cancellable", "check_cancelled"]
+__all__ = ["Cancelled", "cancellable", "check_cancelled", "gather_or_cancel"]
 
 
 class Cancelled(BaseException):
@@ -35,3 +37,17 @@ def check_cancelled() -> None:
     is_cancelled = _is_cancelled.get()
     if is_cancelled is not None and is_cancelled():
         raise Cancelled
+
+
+async def gather_or_cancel(*awaitables: Awaitable[Any]) -> list[Any]:
+    """Return all results; if one raises, cancel the others and wait for them before it is raised.
+
+    `asyncio.gather` would let them run on, such as requests to a judge that nobody reads.
+    """
+    tasks = [asyncio.ensure_future(one) for one in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,13 +1,13 @@
-"""Samples as JSON, in the shape of the `/score` route: for other servers and processes."""
+"""Samples and segments as JSON, in the shape of `/score`: for other servers and processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from alarm_models.types import Message, Sample, Span, ToolCall
+from alarm_models.types import Message, Sample, SegmentScore, Span, ToolCall
 
-__all__ = ["message_to_json", "sample_from_json", "sample_to_json"]
+__all__ = ["message_to_json", "sample_from_json", "sample_to_json", "segment_from_json"]
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -54,6 +54,23 @@ def sample_from_json(encoded: Mapping[str, Any]) -> Sample:
         finish_reason=encoded.get("finish_reason"),
         continue_final_message=encoded.get("continue_final_message", False),
     )
+
+
+def segment_from_json(
+    span: Span, label: str | None, score: float | None, *, is_graded: bool
+) -> SegmentScore:
+    """Return a segment of a response with its verdict, which responses do not have.
+
+    Grades have none. A margin of two labels is positive above 0; a tie is negative. A label without
+    a score is an error that a check found; without both, the model did not read the segment.
+    """
+    if is_graded:
+        verdict = None
+    elif score is None:
+        verdict = None if label is None else False
+    else:
+        verdict = score > 0
+    return SegmentScore(span, label, score, verdict)
 
 
 def _content_to_json(content: str | tuple[Message, ...]) -> str | list[dict[str, Any]]:

@@ -140,6 +140,11 @@ def test_gr3_negative_reward_is_an_error_and_does_not_count_for_its_group() -> N
     assert isinstance(alone, SampleError)
 
 
+def test_gr3_reward_of_zero_but_for_rounding_is_no_error() -> None:
+    found, _ = apply_rule(based(0.3 - 0.1 - 0.2, 1.0), GR3)
+    assert found == by_hand((0.0, 0.0))
+
+
 def test_gr3_lengths_in_tokens_and_in_words_are_not_compared() -> None:
     mixed = based(1.0, lengths=(100,)) + based(1.0, lengths=(7,), length_is_in_words=True)
     for found in apply_rule(mixed, GR3):

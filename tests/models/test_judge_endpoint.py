@@ -254,6 +254,50 @@ async def test_request_over_budget_fails_with_its_own_code() -> None:
             await judge.ask(HELLO)
 
 
+@pytest.mark.parametrize(
+    ("usage", "num_answered"),
+    [
+        ({}, 1),
+        ({"prompt_tokens": None}, 1),
+        ({"total_tokens": 40}, 2),
+        ({"prompt_tokens": 10, "completion_tokens": 5}, 3),
+    ],
+)
+async def test_budget_counts_the_estimate_where_the_server_counts_nothing(
+    usage: dict[str, Any], num_answered: int
+) -> None:
+    choice = {"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}
+    script = lambda body: JSONResponse({"choices": [choice], "usage": usage})  # noqa: E731
+    limits = {"budget": {"tokens": 130, "excess": "fail"}, "parameters": {"max_tokens": 88}}
+    async with endpoint(script, **limits) as (judge, _):  # a question is 90 tokens by estimate
+        outcomes = await asyncio.gather(*(ask_later(judge, at) for at in range(3)))
+    assert sum(outcomes) == num_answered
+
+
+async def ask_later(judge: JudgeEndpoint, index: int) -> bool:
+    """Ask one after the other; return whether there was an answer."""
+    await asyncio.sleep(0.05 * index)
+    try:
+        await judge.ask(HELLO)
+    except SampleError:
+        return False
+    return True
+
+
+async def test_missing_votes_are_not_waited_for_after_one_is_refused() -> None:
+    num = iter(range(99))
+
+    def script(body: dict[str, Any]) -> list[Say] | Refuse | float:
+        at = next(num)
+        return [Say("yes")] if at == 0 else Refuse(400) if at == 1 else 5.0
+
+    async with endpoint(script, max_concurrent=2) as (judge, server):
+        with pytest.raises(SampleError, match="answered 400"):
+            await judge.ask(Question(HELLO.messages, num_votes=9))
+        await asyncio.sleep(0.1)
+        assert len(server.bodies) <= 4
+
+
 async def test_budget_does_not_count_tokens_of_requests_that_were_refused() -> None:
     answers = iter([Refuse(429), Refuse(503)])
     script = lambda body: next(answers, [Say("yes")])  # noqa: E731

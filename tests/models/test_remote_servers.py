@@ -132,6 +132,27 @@ async def test_server_back_with_another_model_gets_no_samples(pair: Pair) -> Non
     assert isinstance(failed, SampleError)
 
 
+async def test_only_server_back_with_another_model_gets_no_samples() -> None:
+    calls = Calls()
+    table = {"api": "vllm", "template": "{completion}", "max_retries": 0}
+    with over_tcp(vllm(calls)) as port:
+        spec = RemoteSpec.model_validate(table | {"url": f"http://127.0.0.1:{port}"})
+        model = RemoteModel(spec, {})
+        await model.open()
+    try:
+        assert values(await model.score(completions("a"))) == ["model_failed"]
+        calls.root = "/weights/other"
+        with over_tcp(vllm(calls), port=port):
+            (changed,) = await model.score(completions("a"))
+        calls.root = "/weights/rm"
+        with over_tcp(vllm(calls), port=port):
+            assert values(await model.score(completions("a"))) == [-9]
+    finally:
+        await model.close()
+    assert isinstance(changed, SampleError)
+    assert "before: reload the recipe" in changed.message
+
+
 async def test_servers_with_different_models_are_refused_at_the_start(pair: Pair) -> None:
     pair.second.root = "/weights/other"
     with pytest.raises(CheckpointError, match=r"must serve the same model"):

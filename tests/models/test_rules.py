@@ -161,6 +161,11 @@ def test_rubric_without_a_judged_positive_criterion_is_an_error() -> None:
     assert failure(Rule.RUBRIC, given, weights=RUBRIC).code == "invalid_sample"
 
 
+def test_rubric_value_of_one_but_for_rounding_is_one() -> None:
+    given = inputs(0.0, essential=whole((0.4 - 0.3) / 0.1))  # 1.0000000000000002
+    assert tokens(Rule.RUBRIC, given, weights=RUBRIC) == [0, 1.0]
+
+
 @pytest.mark.parametrize("value", [1.5, -0.1, math.nan])
 def test_rubric_value_outside_of_0_and_1_is_an_error_that_names_the_aspect(value: float) -> None:
     found = failure(Rule.RUBRIC, inputs(0.0, essential=whole(value)), weights=RUBRIC)

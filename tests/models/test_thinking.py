@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from alarm_models.combination.rewards import (
 from alarm_models.combination.token_alignment import Placement
 from alarm_models.errors import SampleError
 from alarm_models.preprocessing.chat_templates import ChatFormat
+from alarm_models.preprocessing.shown_sample import ViewRules
 from alarm_models.preprocessing.templates import conversation
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.recipe.specs import SequenceSpec
@@ -420,6 +422,25 @@ def test_turns_pay_each_message_on_its_last_token_and_tool_results_nothing() -> 
         assert (value == 0) == (
             first.end < token.end and token.start >= first.end and token.end <= second.start
         ), token
+
+
+@pytest.mark.parametrize("begun", ["<think>\n", "<think>\nLet me"])
+@pytest.mark.parametrize(
+    ("rest", "answer", "thought"),
+    [(" see.", "", " see."), (" see.</think>\nParis.", "Paris.", " see.")],
+)
+def test_thought_that_a_prefill_begins_goes_on_to_its_tag_or_the_end(
+    begun: str, rest: str, answer: str, thought: str
+) -> None:
+    prompt = (Message("user", PROMPT), assistant(begun))
+    sample = Sample(prompt, rest, continue_final_message=True)
+    shown = ViewRules().view(sample)
+    assert (shown.sample.completion, shown.shown and shown.shown.omitted) == (answer, ("thinking",))
+    only = ViewRules(thinking="only").view(sample)
+    assert only.sample.completion == thought.strip()
+    assert ViewRules().view(replace(sample, continue_final_message=False)).sample.completion == (
+        answer or rest
+    )
 
 
 def test_arguments_of_calls_are_objects_for_templates(checkpoint: tiny.Checkpoint) -> None:

@@ -153,7 +153,25 @@ def test_differences_on_one_token_add_up_to_the_last_value() -> None:
     assert place_differences(0.5, values, "a b. c d", [Span(0, 8)]) == (1.5,)
 
 
+def test_place_on_turns_that_touch_gives_each_its_own() -> None:
+    tokens = [Span(0, 5), Span(5, 10), Span(10, 15), Span(15, 20)]
+    turns = [Span(0, 10), Span(10, 20)]
+    values = [(turns[0], 1.0), (turns[1], -2.0)]
+    assert place_on_turns(values, turns, tokens, 3) == (0, 1.0, 0, -2.0)
+    ended = [(Span(20, 20), 3.0)]  # at the end of the last turn
+    assert place_on_turns(ended, turns, tokens, 0) == (0, 0, 0, 3.0)
+
+
 SPANS = st.tuples(st.integers(0, 14), st.integers(0, 9)).map(lambda at: Span(at[0], sum(at)))
+
+
+def turn_of(span: Span, turns: Sequence[Span]) -> Span:
+    """Return the first turn that has a span's start, else the first that ends there."""
+    for reaches in (1, 0):
+        for turn in turns:
+            if turn.start <= span.start <= turn.end - reaches:
+                return turn
+    return span
 
 
 @given(st.lists(SPANS, max_size=6), st.lists(st.none() | SPANS, max_size=6))
@@ -161,12 +179,7 @@ def test_place_on_turns_uses_the_first_turn_that_a_span_begins_in(
     turns: list[Span], spans: list[Span | None]
 ) -> None:
     turns.sort(key=lambda turn: turn.start)  # as a request must have them; they may overlap
-    found = [
-        next((turn for turn in turns if turn.start <= span.start <= turn.end), span)
-        if span is not None
-        else None
-        for span in spans
-    ]
+    found = [None if span is None else turn_of(span, turns) for span in spans]
     expected = [0.0] * len(TOKENS)
     for span in found:
         places = [

@@ -118,10 +118,15 @@ def gr3(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]
     count for its group.
     """
     based = [
-        _negative_reward(one) if not isinstance(one, SampleError) and sum(one) < 0 else one
+        _negative_reward(one) if not isinstance(one, SampleError) and _is_negative(one) else one
         for one in apply_base(samples, params)
     ]
     return _change_groups(samples, based, params, _rescaled)
+
+
+def _is_negative(rewards: Sequence[float]) -> bool:
+    """Whether a reward is less than 0 by more than the rounding of its parts."""
+    return sum(rewards) < -1e-9 * max(1.0, sum(map(abs, rewards)))
 
 
 def _require_valid_length_weights(params: RuleParams) -> None:

@@ -101,12 +101,14 @@ class AspectRule:
         judged = [
             (segment.span, self._raw_value(segment.score, segment.is_positive))
             for segment in score.segments
-            if segment.score is not None
+            if segment.score is not None or segment.is_positive is not None
         ]
         return [span for span, _ in judged], [value for _, value in judged]
 
-    def _raw_value(self, score: float, is_positive: bool | None) -> float:
+    def _raw_value(self, score: float | None, is_positive: bool | None) -> float:
         if is_positive is None:
+            if score is None:
+                raise ValueError("a value needs a score or a verdict")
             return (score - self.mean) / self.std * self.scale + self.bias
         return self.positive if is_positive else self.negative
 

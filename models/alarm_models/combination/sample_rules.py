@@ -437,16 +437,20 @@ def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
     return total
 
 
+#: Rounding errors of values that are 0 or 1.
+_ROUNDING = 1e-9
+
+
 def _fraction(name: str, value: float, params: RuleParams) -> float:
-    """Return an aspect's value; raise `SampleError` unless it is in [0, 1]."""
-    if not 0 <= value <= 1:
+    """Return an aspect's value; raise `SampleError` unless it is in [0, 1] but for rounding."""
+    if not -_ROUNDING <= value <= 1 + _ROUNDING:
         raise SampleError(
             "non_finite",
-            f"rule `{params.rule}` requires values in [0, 1], but aspect {name} has {value:g}: set "
+            f"rule `{params.rule}` requires values in [0, 1], but aspect {name} has {value}: set "
             'its shaping to "sigmoid", or positive, negative, mean, std, scale and bias so that '
             "its value stays in [0, 1]",
         )
-    return value
+    return min(max(value, 0.0), 1.0)
 
 
 def sum_of_counted(inputs: RuleInputs, params: RuleParams) -> tuple[float, ...]:

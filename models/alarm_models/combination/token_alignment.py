@@ -94,16 +94,19 @@ def places_on_turns(
     spans: Sequence[Span | None], turns: Sequence[Span], tokens: Sequence[Span], end: int
 ) -> list[int]:
     """Return the token of each span's value, as in `place_on_turns`; there is at least one."""
-    # The first turn that ends no earlier than a place: ends may decrease, their maximum does not.
+    # The first turn that ends after a place, or else at it, as empty turns do: ends may decrease,
+    # their maximum does not.
     ends = list(accumulate((one.end for one in turns), max))
     last_of_turn: dict[Span, int | None] = {}
     places = []
     for span in spans:
         turn = span
         if span is not None:
-            at = bisect_left(ends, span.start)
-            if at < len(turns) and turns[at].start <= span.start:
-                turn = turns[at]
+            for find in (bisect_right, bisect_left):
+                at = find(ends, span.start)
+                if at < len(turns) and turns[at].start <= span.start:
+                    turn = turns[at]
+                    break
         found = None
         if turn is not None:
             if turn not in last_of_turn:

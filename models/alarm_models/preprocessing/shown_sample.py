@@ -16,6 +16,7 @@ from alarm_models.errors import SampleError
 from alarm_models.preprocessing.find_thoughts import (
     DEFAULT_TAGS,
     Tags,
+    Thought,
     answer_spans,
     find_thoughts,
 )
@@ -58,7 +59,7 @@ class ViewRules:
         """Return the view of a sample; raise `SampleError` (``unsupported_content``)."""
         omitted: set[str] = set()
         prompt = self._prompt(sample.prompt, omitted)
-        completion = self._completion(sample.completion, omitted)
+        completion = self._completion(sample.completion, self._opened_tag(sample), omitted)
         if self.is_text and sample.tools:
             omitted.add("tools")
         shown = sample if prompt is sample.prompt else replace(sample, prompt=prompt)
@@ -74,6 +75,16 @@ class ViewRules:
             segments=completion.segments(sample.segments),
         )
         return SampleView(shown, Shown(completion.pieces, completion.judged, names))
+
+    def _opened_tag(self, sample: Sample) -> str:
+        """Return the opening tag of a prefill that begins a thought; empty without one."""
+        if not sample.continue_final_message or isinstance(sample.prompt, str):
+            return ""
+        content = sample.prompt[-1].content if sample.prompt else ""
+        thoughts = find_thoughts(content, self.think_tags)
+        if not thoughts or thoughts[-1].is_finished:
+            return ""
+        return content[thoughts[-1].outer.start : thoughts[-1].inner.start]
 
     def _prompt(
         self, prompt: str | tuple[Message, ...], omitted: set[str]
@@ -96,9 +107,12 @@ class ViewRules:
         return prompt if same else tuple(shown)
 
     def _completion(
-        self, completion: str | tuple[Message, ...], omitted: set[str]
+        self, completion: str | tuple[Message, ...], opened: str, omitted: set[str]
     ) -> _ShownCompletion | None:
-        """Return what is shown of a completion; None if all is shown and the policy wrote it."""
+        """Return what is shown of a completion; None if all is shown and the policy wrote it.
+
+        ``opened`` is the tag of a thought that a prefill begins and its first message continues.
+        """
         is_plain = isinstance(completion, str)
         messages = (
             (Message("assistant", completion),) if isinstance(completion, str) else completion
@@ -110,7 +124,7 @@ class ViewRules:
             message = self._readable(given, omitted)
             shown.is_unchanged = shown.is_unchanged and message is given
             if given.is_of_policy or not has_policy:
-                self._add(shown, message, start, omitted)
+                self._add(shown, message, start, opened if start == 0 else "", omitted)
             elif self.policy_only:
                 omitted.add(_name_of(given.role))
                 shown.is_unchanged = False
@@ -121,12 +135,12 @@ class ViewRules:
         return None if shown.is_unchanged and not shown.has_others else shown
 
     def _add(
-        self, shown: _ShownCompletion, message: Message, start: int, omitted: set[str]
+        self, shown: _ShownCompletion, message: Message, start: int, opened: str, omitted: set[str]
     ) -> None:
         """Add what is shown of a message by the policy, which began at ``start``."""
         if self.policy_only and message.tool_calls:
             omitted.add("tool_calls")
-        parts = self._policy_parts(message)
+        parts = self._policy_parts(message, opened)
         if parts is None:
             shown.add(message, start, [Span(0, len(message.text))])
             return
@@ -154,18 +168,29 @@ class ViewRules:
         omitted.add("content_parts")
         return replace(message, other_parts=())
 
-    def _policy_parts(self, message: Message) -> _Parts | None:
+    def _policy_parts(self, message: Message, opened: str) -> _Parts | None:
         """Return what is shown of a message that the policy wrote; None if all of it."""
         if self.thinking == "keep":
             return None
-        return self._answer(message) if self.thinking == "strip" else self._thought(message)
+        if self.thinking == "strip":
+            return self._answer(message, opened)
+        return self._thought(message, opened)
 
-    def _answer(self, message: Message) -> _Parts | None:
+    def _thoughts(self, content: str, opened: str) -> list[Thought]:
+        """Find the thoughts of a content that follows an opening tag, or none."""
+
+        def own(span: Span) -> Span:
+            return Span(max(0, span.start - len(opened)), max(0, span.end - len(opened)))
+
+        found = find_thoughts(opened + content, self.think_tags)
+        return [Thought(own(outer), own(inner), is_ended) for outer, inner, is_ended in found]
+
+    def _answer(self, message: Message, opened: str = "") -> _Parts | None:
         content = message.content
         has_tag = any(tag in content for pair in self.think_tags for tag in pair)
-        if not has_tag and not message.reasoning:
+        if not has_tag and not message.reasoning and not opened:
             return None
-        thoughts = find_thoughts(content, self.think_tags)
+        thoughts = self._thoughts(content, opened)
         spans = answer_spans(content, thoughts) if thoughts else [Span(0, len(content))]
         is_thought = message.reasoning or any(content[a:b].strip() for _, (a, b), _ in thoughts)
         return _Parts(
@@ -174,9 +199,9 @@ class ViewRules:
             frozenset({"thinking"} if is_thought else ()),
         )
 
-    def _thought(self, message: Message) -> _Parts:
+    def _thought(self, message: Message, opened: str) -> _Parts:
         content, start = message.content, _content_start(message)
-        thoughts = find_thoughts(content, self.think_tags)
+        thoughts = self._thoughts(content, opened)
         inner = [_trimmed(content, one.inner) for one in thoughts]
         spans = [Span(0, len(message.reasoning))] if message.reasoning else []
         spans += [_moved(span, start) for span in inner if span.start < span.end]

@@ -714,9 +714,11 @@ def _find_plain(
 ) -> tuple[Span, Span] | None:
     """Return the spans of prompt and completion where every message is in a text, in order, once.
 
-    None where that is not so, or cannot be seen at once.
+    None where that is not so, or cannot be seen at once, as of an empty message.
     """
     contents = [message.content.strip() for message in messages]
+    if not (contents[0] and contents[num_prompt - 1]):
+        return None
     at = 0
     for content in contents:
         found = text.find(content, at)
@@ -731,8 +733,7 @@ def _find_plain(
     end = text.find(last) if last else len(text)
     completion = Span(text.find(begun) if begun and num_prompt + 1 < len(messages) else end, end)
     completion = Span(completion.start, end + len(last))
-    prompt_end = text.find(before) + len(before) if before else completion.start
-    return Span(start, max(start, prompt_end)), completion
+    return Span(start, max(start, text.find(before) + len(before))), completion
 
 
 def _is_said(message: Message) -> bool:

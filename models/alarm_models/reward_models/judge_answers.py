@@ -202,9 +202,13 @@ class AnswerRules(Protocol):
         """The highest valid rating."""
 
 
+#: Why an answer ended before the judge ended it: the same question may get another.
+CUT_OR_REFUSED = frozenset({"length", "content_filter", "abort", "error"})
+
+
 @dataclass(frozen=True, slots=True)
 class JudgeAnswer:
-    """A text that a judge wrote; ``is_cut`` if it reached the limit of tokens."""
+    """A text that a judge wrote; ``is_cut`` if it did not end it, as at the limit of tokens."""
 
     text: str
     is_cut: bool = False

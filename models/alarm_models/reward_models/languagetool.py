@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import httpx
@@ -66,7 +68,7 @@ class LanguageTool:
                 raise _failed(f"returned an invalid response: it {error}") from error
             raise _failed(f"at {self._shown}/check {error}") from error
         try:
-            return [_error(match, text) for match in found["matches"]]
+            return _errors(found["matches"], text)
         except UNEXPECTED_FORMAT as error:
             what = f"{format_problem(error)}: {json_excerpt(found)}"
             raise _failed(f"returned an invalid response: it {what}") from error
@@ -81,21 +83,24 @@ class LanguageTool:
         self._client.close()
 
 
-def _error(match: dict[str, Any], text: str) -> GrammarError:
+def _errors(matches: Sequence[dict[str, Any]], text: str) -> list[GrammarError]:
+    """Return the matches with spans in code points; LanguageTool counts UTF-16 units, as Java."""
+    units = range(len(text) + 1)
+    starts = units if text.isascii() else list(accumulate(map(_num_units, text), initial=0))
+    return [_error(match, starts) for match in matches]
+
+
+def _num_units(character: str) -> int:
+    return 1 + (ord(character) > 0xFFFF)
+
+
+def _error(match: dict[str, Any], starts: Sequence[int]) -> GrammarError:
     start, length = match["offset"], match["length"]
     if not all(type(one) is int and one >= 0 for one in (start, length)):
         raise TypeError("offset and length must be integers")
-    return _code_points(text, start, start + length), str(match["rule"]["id"])
-
-
-def _code_points(text: str, start: int, end: int) -> Span:
-    """Return a span in code points; LanguageTool counts UTF-16 units, as Java does."""
-    units = text.encode("utf-16-le")
-
-    def place(at: int) -> int:
-        return len(units[: 2 * at].decode("utf-16-le", errors="ignore"))
-
-    return Span(place(start), place(end))
+    # Within a character of two units: the character before the place counts.
+    places = [bisect_right(starts, at) - 1 for at in (start, start + length)]
+    return Span(*places), str(match["rule"]["id"])
 
 
 def _failed(what: str) -> SampleError:

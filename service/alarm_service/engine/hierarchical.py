@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
-from alarm_models.cancellation import check_cancelled
+from alarm_models.cancellation import check_cancelled, gather_or_cancel
 from alarm_models.combination.all_rules import RuleParams
 from alarm_models.combination.overlong import punished
 from alarm_models.combination.rewards import (
@@ -164,7 +163,7 @@ class SampleScorer:
         for model in models:
             key = model.pass_key
             groups.setdefault(id(model) if key is None else key, []).append(model)
-        await asyncio.gather(
+        await gather_or_cancel(
             *(
                 self._score_group(group, [one for one in soon if one not in group], indices)
                 for group in groups.values()
@@ -263,7 +262,7 @@ class ScoreCollector:
             one for one in named if compares_samples(one.served.spec) and one is not holistic
         ]
         models = [one for one in named if one not in comparing]
-        references, _ = await asyncio.gather(
+        references, _ = await gather_or_cancel(
             self._references(holistic, valid if params.definition.needs_reference else ()),
             self.scorer.score(models if every_aspect else [holistic], valid, soon=models),
         )
@@ -275,7 +274,7 @@ class ScoreCollector:
             return CollectedScores(invalid | decisions, {}, references)
         # Which samples are compared does not depend on whether their aspects count.
         compared = [index for index in valid if isinstance(decisions[index], HolisticDecision)]
-        await asyncio.gather(
+        await gather_or_cancel(
             self.scorer.score(models, counted), self.scorer.score(comparing, compared)
         )
         both = [index for index in counted if isinstance(decisions[index], HolisticDecision)]

@@ -37,10 +37,10 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 from alarm_models.reward_models.remote.http import is_retryable
-from alarm_models.sample_json import sample_to_json
+from alarm_models.sample_json import sample_to_json, segment_from_json
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats
-from alarm_models.types import AspectReward, Reward, Sample, Score, SegmentScore, Span
+from alarm_models.types import AspectReward, Reward, Sample, Score, Span
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
@@ -283,20 +283,19 @@ class RemoteScorer:
                 f"{len(samples)} samples"
             )
         self._fingerprints[model] = scored.fingerprint
-        return [_off_wire(one) for one in scored.scores]
+        is_graded = self._recipe.models[model].grades_segments
+        return [_off_wire(one, is_graded=is_graded) for one in scored.scores]
 
 
-def _off_wire(score: ScoreOut) -> Score | SampleError:
+def _off_wire(score: ScoreOut, *, is_graded: bool) -> Score | SampleError:
     if score.error is not None:
         return SampleError(score.error.code, score.error.message)
-    segments = None if score.segments is None else tuple(
-        # The score is the margin of the positive label's logit; a tie is negative.
-        SegmentScore(
-            Span(one.start, one.end), one.label, one.score,
-            None if one.score is None else one.score > 0,
+    segments = None
+    if score.segments is not None:
+        segments = tuple(
+            segment_from_json(Span(one.start, one.end), one.label, one.score, is_graded=is_graded)
+            for one in score.segments
         )
-        for one in score.segments
-    )  # fmt: skip
     named = score if isinstance(score, NamedScoresOut) else None
     return Score(
         score.score,

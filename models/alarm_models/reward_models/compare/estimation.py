@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alarm_models.cancellation import gather_or_cancel
 
 __all__ = [
     "Comparison",
@@ -153,7 +154,9 @@ async def ranked(num_members: int, share_of: Callable[[int, int], Awaitable[floa
         if len(members) < 2:
             return list(members)
         middle = len(members) // 2
-        left, right = await asyncio.gather(sort(members[:middle]), sort(members[middle:]))
+        left: list[int]
+        right: list[int]
+        left, right = await gather_or_cancel(sort(members[:middle]), sort(members[middle:]))
         merged: list[int] = []
         while left and right:
             is_left = await share_of(left[0], right[0]) >= 0.5

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
+from alarm_models.cancellation import gather_or_cancel
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.recipe.specs import EndpointSpec
+from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED
 from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
 from alarm_models.reward_models.remote.connections import without_password
@@ -41,9 +43,6 @@ _IDENTITY_PATH = "/v1/models"
 
 #: Statuses by which servers refuse `response_format`.
 _REFUSED = frozenset({400, 404, 415, 422, 501})
-
-#: Why an answer ended before the judge ended it: the same question may get another.
-_CUT_OR_REFUSED = frozenset({"length", "content_filter", "abort", "error"})
 
 #: Characters of a token, for estimates before the server has counted; few, so as not to overspend.
 _CHARS_PER_TOKEN = 3
@@ -98,7 +97,7 @@ class JudgeReply:
     @property
     def is_worth_storing(self) -> bool:
         """Whether the judge ended an answer that is not empty and no refusal."""
-        is_ended = self.refusal is None and self.finish_reason not in _CUT_OR_REFUSED
+        is_ended = self.refusal is None and self.finish_reason not in CUT_OR_REFUSED
         return is_ended and bool(self.text.strip())
 
     @property
@@ -278,7 +277,7 @@ class JudgeEndpoint:
         missing = question.num_votes - len(result.replies)
         if missing > 0:
             single = {key: value for key, value in body.items() if key != "n"}
-            others = await asyncio.gather(*(self._first_answer(single) for _ in range(missing)))
+            others = await gather_or_cancel(*(self._first_answer(single) for _ in range(missing)))
             replies = (*result.replies, *(reply for one in others for reply in one.replies))
             usage = sum((one.usage for one in others), result.usage)
             result = JudgeResult(replies, usage)
@@ -327,7 +326,7 @@ class JudgeEndpoint:
 
         def release(failed: RequestFailed) -> None:
             """Take a refused request, which uses no tokens, out of the budget."""
-            if failed.status is not None and settled:
+            if failed.status is not None and failed.status >= 400 and settled:
                 settled[-1](Expense())
 
         async def admit(failed: RequestFailed | None) -> None:
@@ -365,10 +364,13 @@ class JudgeEndpoint:
     def _usage(self, answer: Any, estimate: Expense) -> JudgeUsage:
         """Return what the server counted; the estimate where it counts nothing."""
         counted = answer.get("usage")
-        if not isinstance(counted, Mapping):
-            return JudgeUsage(num_input_tokens=estimate.tokens, cost=estimate.cost)
+        counted = counted if isinstance(counted, Mapping) else {}
         num_input = _count(counted.get("prompt_tokens"))
         num_output = _count(counted.get("completion_tokens"))
+        if not num_input and not num_output:
+            num_input = _count(counted.get("total_tokens"))
+        if not num_input and not num_output:
+            return JudgeUsage(num_input_tokens=estimate.tokens, cost=estimate.cost)
         return JudgeUsage(
             num_input_tokens=num_input,
             num_output_tokens=num_output,

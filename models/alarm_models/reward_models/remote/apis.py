@@ -15,9 +15,9 @@ from alarm_models.preprocessing.templates import (
 )
 from alarm_models.preprocessing.untrusted_text import neutralized_sample
 from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
-from alarm_models.reward_models.judge_answers import AnswerReader, JudgeAnswer
+from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED, AnswerReader, JudgeAnswer
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.sample_json import message_to_json, sample_to_json
+from alarm_models.sample_json import message_to_json, sample_to_json, segment_from_json
 from alarm_models.types import Sample, Score, SegmentScore, Span
 
 __all__ = [
@@ -99,7 +99,8 @@ class AlarmApi:
     def __init__(self, spec: RemoteSpec) -> None:
         self.max_samples = spec.batch_size
         self._spec = spec
-        self._is_graded = False
+        #: Whether the model's segments have grades, and no verdicts.
+        self.grades_segments = False
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return a request with unchanged samples."""
@@ -123,7 +124,9 @@ class AlarmApi:
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading on that server")
-        self._is_graded = row["kind"] in ("steps", "rubric")
+        # Servers before it know no such key.
+        graded = row.get("grades_segments", row["kind"] in ("steps", "rubric", "comet"))
+        self.grades_segments = graded is True
         if not isinstance(row["fingerprint"], str):
             raise TypeError("the fingerprint must be a string")
         return row["fingerprint"]
@@ -160,11 +163,11 @@ class AlarmApi:
         return None if rows is None else tuple(self._segment(one) for one in rows)
 
     def _segment(self, row: Any) -> SegmentScore:
-        score = _number_or_none(row["score"])
-        label = None if row["label"] is None else str(row["label"])
-        is_positive = None if score is None or self._is_graded else score > 0
-        return SegmentScore(
-            Span(_whole(row["start"]), _whole(row["end"])), label, score, is_positive
+        return segment_from_json(
+            Span(_whole(row["start"]), _whole(row["end"])),
+            None if row["label"] is None else str(row["label"]),
+            _number_or_none(row["score"]),
+            is_graded=self.grades_segments,
         )
 
 
@@ -427,7 +430,7 @@ class JudgeApi(_Anonymous):
 
 
 def _answer(choice: Any) -> JudgeAnswer:
-    is_cut = choice.get("finish_reason") == "length"
+    is_cut = choice.get("finish_reason") in CUT_OR_REFUSED
     return JudgeAnswer(choice["message"]["content"] or "", is_cut)
 
 

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from alarm_models.cancellation import gather_or_cancel
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.recipe.specs import RemoteSpec
 from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.registry import host_kind
-from alarm_models.reward_models.remote.apis import api_of
+from alarm_models.reward_models.remote.apis import AlarmApi, api_of
 from alarm_models.reward_models.remote.connections import excerpt, without_password
 from alarm_models.reward_models.remote.http import (
     UNAVAILABLE,
@@ -66,6 +67,11 @@ class RemoteModel(HostModel):
         self._observe: Callable[[EndpointFailure], None] | None = None
         self._identity = ""
         self._patterns = sorted((name, field.pattern) for name, field in fields.items())
+
+    @property
+    def grades_segments(self) -> bool:
+        """Whether the scores of its segments are grades: as the server says, of another alarm."""
+        return isinstance(self._api, AlarmApi) and self._api.grades_segments
 
     @property
     def fingerprint(self) -> str:
@@ -150,7 +156,7 @@ class RemoteModel(HostModel):
         if len(samples) == 1:
             return [problem]
         middle = len(samples) // 2
-        halves = await asyncio.gather(
+        halves = await gather_or_cancel(
             self._scored(samples[:middle]), self._scored(samples[middle:])
         )
         return [outcome for half in halves for outcome in half]

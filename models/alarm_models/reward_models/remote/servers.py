@@ -161,16 +161,24 @@ class Servers:
         return due + sorted(others, key=lambda server: server.due)
 
     async def _require_same(self, server: Server) -> None:
-        if server.is_identified or len(self._servers) == 1:
+        if server.is_identified:
             return
         try:
             identity = await self._identify(server.client)
         except CheckpointError as error:
             raise RequestFailed(str(error), is_passing=False, is_of_server=True) from error
         if identity != self.identity:
-            message = _disagreement(server.client.url, identity, self.identity)
+            message = self._change(server.client.url, identity)
             raise RequestFailed(message, is_passing=False, is_of_server=True)
         server.is_identified = True
+
+    def _change(self, url: str, identity: str) -> str:
+        if len(self._servers) > 1:
+            return _disagreement(url, identity, self.identity)
+        return (
+            f"{url} serves {identity or 'a model that it does not name'} since it was away, and "
+            f"{self.identity or 'one that it did not name'} before: reload the recipe"
+        )
 
     def _failure(self, failures: Sequence[RequestFailed]) -> RequestFailed:
         """Return the failure of all servers: one that may pass, if there is such a one."""
