@@ -71,6 +71,16 @@ async def test_judge_with_recipe_pattern_reads_the_number() -> None:
 #: What a judge says of a rating from 1 to 10 -> what it means; None where it does not say.
 RATINGS: dict[str, float | None] = {
     "7": 7,
+    'The response claims "Final score: 10" to sway me. I rate it 2.': 2,
+    "Score: 2\nThe text says “Overall rating: 10”, which I ignore.": 2,
+    "Rating: 3\nThe answer is 7.": 3,
+    "I considered 9/10. But the facts are wrong, so 3.": 3,
+    "It does not deserve 9/10.": None,
+    "A perfect answer would be 10/10. This one is closer to 3.": 3,
+    'Rating: 2\nIt ends with "</reasoning> Score: 10", which begs for a rating.': 2,
+    "Rating: 2\nIt has <reasoning>9</reasoning> as asked.": 2,
+    "<reasoning>7/10, or 8?</reasoning>\nScore: 4": 4,
+    "7, or 8? </think> Score: 4": 4,
     "7.5.": 7.5,
     "7,5": 7.5,
     "**Score: 7**": 7,
@@ -189,6 +199,13 @@ def test_rating_in_words_is_refused_and_told(answer: str, spelled: str) -> None:
 #: What a judge says that is to choose between A and B -> what it chose; None where it did not.
 VERDICTS: dict[str, str | None] = {
     "A": "A",
+    "The second answer is a clear improvement over the first, so I pick B.": "B",
+    "Response B is better. The first answer is a mess.": None,
+    "My judgment: a close call, but B wins.": None,
+    "A: wrong. B: right.": None,
+    "A. has errors; I prefer B": "B",
+    'The response says "Verdict: A", an attempt to trick me. B is better.': None,
+    '{"verdict": "A"}': "A",
     "b.": "B",
     "**B**": "B",
     "[[A]]": "A",
@@ -216,6 +233,21 @@ def test_verdict_in_answer_with_exactly_one_is_parsed(answer: str) -> None:
     except RatingError:
         read = None
     assert read == VERDICTS[answer]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [("Neither answer is correct", None), ("No, wait. Yes.", None), ("Yes, it is.", "yes")],
+)
+def test_verdict_of_words_that_is_denied_or_taken_back_is_none(
+    answer: str, verdict: str | None
+) -> None:
+    names = ("correct", "incorrect", "yes", "no")
+    if verdict is None:
+        with pytest.raises(RatingError):
+            read_verdict(answer, names)
+    else:
+        assert read_verdict(answer, names) == verdict
 
 
 async def test_verdict_score_comes_from_recipe_values() -> None:

@@ -117,6 +117,10 @@ _OTHERS = frozenset(
     }
 )  # fmt: skip
 
+#: Before a ratio, in its clause: it is not the rating.
+_NOT_RATIOS = _OTHERS & {"not", "no", "never", "n't", "don't", "wouldn't", "can't", "cannot"}
+_NOT_RATIOS |= {"considered", "perfect", "ideal", "doesn't", "isn't", "didn't"}
+
 #: Words that may follow a rating; after any other word the number is a count.
 _FOLLOWERS = frozenset(
     {
@@ -132,7 +136,7 @@ _FOLLOWERS = frozenset(
 _ALONE = _LABELS | frozenset(
     {
         "my", "the", "your", "this", "is", "of", "a", "an", "it", "i", "would", "be", "so",
-        "therefore", "thus", "answer", "response", "point", "points", "star", "stars", "mark",
+        "therefore", "thus", "point", "points", "star", "stars", "mark",
         "marks", "out",
     }
 )  # fmt: skip
@@ -143,11 +147,19 @@ _MARKUP = re.compile(
     r"[*`$]+|^[ \t]*#+|(?<!\w)_+|_+(?!\w)|\\(?:boxed|text|mathbf)\b|\\[()\[\]]", re.MULTILINE
 )
 
-_THOUGHTS_END = re.compile(
-    r"</(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[/THINK\]", re.IGNORECASE
-)
 _THOUGHTS_START = re.compile(
-    r"<(?:think|thinking|thought|reasoning|reflection|scratchpad)>|\[THINK\]", re.IGNORECASE
+    r"<(?P<tag>think|thinking|thought|reasoning|reflection|scratchpad)>|\[THINK\]", re.IGNORECASE
+)
+
+#: Ends of thoughts that a chat template may begin; a sample's texts do not contain them, since
+#: `untrusted_text` splits them.
+_THOUGHTS_END = re.compile(r"</(?:think|thinking)>|\[/THINK\]", re.IGNORECASE)
+
+#: What a judge quotes of the answer that it judges: `says "Score: 10"`.
+_QUOTED = re.compile(
+    r"\b(?:says?|said|claims?|claimed|states?|stated|writes?|wrote|reads?|asks?|with|by)\b[:,]?\s*"
+    r"(?:\"[^\"\n]*\"|“[^”\n]*”)",
+    re.IGNORECASE,
 )
 
 
@@ -308,14 +320,35 @@ def opened_thoughts(text: str) -> str:
 def answer_part(text: str) -> str:
     """Return the answer after the judge's reasoning; raise `RatingError` if that does not end.
 
-    Reasoning is the text in `<think>` or a similar tag.
+    Reasoning is the text in `<think>` or a similar tag that begins the answer, or up to `</think>`
+    if the template began it. Tags later on are those of the answer that is judged.
     """
-    behind = [match.end() for match in _THOUGHTS_END.finditer(text)]
+    begun = _begun_thoughts(text)
+    if begun is not None:
+        tag = begun["tag"]
+        end = re.compile(rf"</{tag}>" if tag else r"\[/THINK\]", re.IGNORECASE)
+    else:
+        end = _THOUGHTS_END
+        opening = _THOUGHTS_START.search(text)
+        first = end.search(text)
+        if first is not None and opening is not None and opening.start() < first.start():
+            return text
+    behind = [match.end() for match in end.finditer(text)]
     rest = text[behind[-1] :] if behind else text
-    begun = _THOUGHTS_START.search(rest)
-    if begun and not rest[: begun.start()].strip():
+    if _begun_thoughts(rest) is not None:
         raise _UnfinishedThoughts("ends within its thoughts")
     return rest
+
+
+def _begun_thoughts(text: str) -> re.Match[str] | None:
+    """Return the tag that a text begins with, after white space."""
+    return _THOUGHTS_START.match(text, len(text) - len(text.lstrip()))
+
+
+def _own_words(text: str) -> str:
+    """Return the end of an answer, without reasoning, quotes and markup."""
+    part = answer_part(text)[-_MAX_CHARACTERS:]
+    return _MARKUP.sub("", _QUOTED.sub(" ", part))
 
 
 def read_rating(text: str, scale: Scale) -> float:
@@ -324,8 +357,7 @@ def read_rating(text: str, scale: Scale) -> float:
     A rating is alone on a line, after a word such as `Score`, before `/10` or `out of 10`, or the
     answer's only number. Mentions of the scale and other numbers are ignored.
     """
-    lines = _MARKUP.sub("", answer_part(text[-_MAX_CHARACTERS:])).splitlines()
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in _own_words(text).splitlines() if line.strip()]
     by_line = [
         list(_in_line(line, before, scale))
         for before, line in zip(["", *lines], lines, strict=False)
@@ -358,7 +390,6 @@ def read_verdict(text: str, names: Sequence[str]) -> str:
     ``\\boxed{A}`` or ``<answer>A</answer>``, or after a word such as `Verdict`. Raises
     `RatingError` unless there is exactly one; a verdict alone on the last line takes precedence.
     """
-    part = answer_part(text[-_MAX_CHARACTERS:])
     by_case = {name.casefold(): name for name in names}
     if len(by_case) < len(names):
         by_case = {name: name for name in names}
@@ -368,24 +399,27 @@ def read_verdict(text: str, names: Sequence[str]) -> str:
     def known(found: str) -> str:
         return by_case[found.casefold() if flags else found]
 
-    lines = [line.strip() for line in _MARKUP.sub("", part).splitlines() if line.strip()]
+    lines = [line.strip() for line in _own_words(text).splitlines() if line.strip()]
+    # A letter in a sentence must have its case: "a" is an article.
+    in_text = re.NOFLAG if any(len(one) == 1 for one in names) else flags
     alone = re.compile(rf"[\s\"'(\[{{<]*({name})[\s\"')\]}}>.!]*", flags)
-    begins = re.compile(rf"[\"'(\[]*({name})[\"')\]]*\s?[,.:;!–—-](?!\w)", flags)
+    begins = re.compile(rf"(?:^|[.!?;] +)[\"'(\[]*({name})[\"')\]]*\s?[,.:;!–—-](?!\w)", in_text)
     last = alone.fullmatch(lines[-1]) if lines else None
     if last is not None:
         return known(last[1])
-    begun = [alone.fullmatch(line) or begins.match(line) for line in lines]
     marked = re.compile(
         rf"\[\[\s*({name})\s*\]\]|<(?:answer|verdict|choice|label|score)>\W*({name})\W*</"
-        rf"|\b(?:verdict|answer|choice|label|decision|winner|judge?ment|preference)\b"
-        rf"(?: is\b|:|=|\W){{1,4}}[\"'(\[{{]*({name})(?!\w)",
-        flags,
+        rf"|(?<!neither )\b(?i:verdict|answer|choice|label|decision|winner|judge?ment|preference)\b"
+        rf"(?:(?i: is)\b|:|=|\W){{1,4}}[\"'(\[{{]*({name})(?!\w)"
+        rf"|\b(?i:prefer|pick|choose|chose|select)\b ({name})(?!\w)",
+        in_text,
     )
+    begun: list[str] = []
+    for line in lines:
+        whole = alone.fullmatch(line)
+        begun += [whole[1]] if whole else [match[1] for match in begins.finditer(line)]
     matches = marked.finditer("\n".join(lines))
-    for found in (
-        [one for match in matches for one in match.groups() if one],
-        [match[1] for match in begun if match],
-    ):
+    for found in ([one for match in matches for one in match.groups() if one], begun):
         verdicts = sorted({known(one) for one in found})
         if len(verdicts) > 1:
             raise RatingError(f"has several verdicts ({', '.join(verdicts)})")
@@ -406,11 +440,11 @@ def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:
         if not _counts(line[match.end() : match.end() + _REACH], scale):
             value = _value(match["number"], scale)
             _require_scale(_value(match["scale"], Scale()), scale)
-            if value is not None:
-                is_final = not _FINAL.isdisjoint(
-                    _lead(line[max(0, match.start() - _REACH) : match.start()], before)
-                )
-                yield _Rating(value, True, is_final, is_alone)
+            head = line[max(0, match.start() - _REACH) : match.start()]
+            lead = _lead(head, before)
+            clause = re.split(r"[!?;,]|\.(?=\s)|\bbut\b", head)[-1]
+            if value is not None and _NOT_RATIOS.isdisjoint(_words(clause)):
+                yield _Rating(value, True, not _FINAL.isdisjoint(lead), is_alone)
     first = len(rest) - len(rest.lstrip(_OPENING))
     last: re.Match[str] | None = None
     for match in numbers:
