@@ -13,6 +13,7 @@ from tcp import over_tcp
 from alarm_models.recipe.loader import load_recipe
 from alarm_service.api.app import create_app
 from alarm_service.cli.main import main
+from alarm_service.evaluation import calibrate
 from alarm_service.settings import Settings
 
 #: The holistic reward is the number of words; `brevity` falls with it, and `same` follows it.
@@ -170,6 +171,13 @@ def test_calibrate_finds_constants_and_writes_them(
     # `same` names a mean, so it is normalized; `brevity` names none, and stays as it is.
     assert written.aspects["same"].mean == 2
     assert written.aspects["brevity"].mean == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(1.23456789e-7, 1.23457e-7), (12.3456789, 12.345679), (0.0, 0.0)]
+)
+def test_constants_of_any_scale_keep_six_digits(value: float, written: float) -> None:
+    assert calibrate._change(value, "").value == written
 
 
 def test_evaluate_compares_policies_by_every_reward(

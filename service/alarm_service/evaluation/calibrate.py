@@ -38,6 +38,9 @@ Indices = NDArray[np.intp]
 #: Decimal places of constants written to a recipe.
 _DIGITS = 6
 
+#: Below it constants have that many significant digits.
+_SMALL = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Constants:
@@ -143,6 +146,8 @@ def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
 
 
 def _change(value: float, reason: str) -> Change:
+    if 0 < abs(value) < _SMALL:
+        return Change(float(f"{value:.{_DIGITS}g}"), reason)
     return Change(round(value, _DIGITS), reason)
 
 
