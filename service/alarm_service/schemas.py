@@ -644,10 +644,6 @@ class ModelOut(_Out):
         default=None,
         description="how batches run: layout, and the kernels of attention and linear layers",
     )
-    grades_segments: bool = Field(
-        default=False,
-        description="whether the scores of its segments are grades, not margins of two labels",
-    )
 
 
 class RecipeOut(ModelOut):

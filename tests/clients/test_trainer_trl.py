@@ -171,7 +171,7 @@ def test_ms_swift_orm_per_aspect_has_its_name(rewards):
     assert list(orms) == ["alarm", "alarm_fluency", "alarm_depth"]
     assert [made.__name__ for made in orms.values()] == list(orms)  # by which ms-swift logs
     assert swift_call(orms["alarm_fluency"](args=None), ["four"]) == [2.0]
-    with pytest.raises(ValueError, match=r"'depth' was not computed for sample 0.*aspects to"):
+    with pytest.raises(ValueError, match="'depth' was not computed for sample 0"):
         swift_call(orms["alarm_depth"](args=None), ["four"])
     assert rewards.bodies[0]["aspects"] == "all"
 

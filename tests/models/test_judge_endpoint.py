@@ -163,6 +163,26 @@ async def test_answers_without_an_end_are_not_stored(answer: Say, tmp_path: Path
         assert (texts[1:], len(server.bodies)) == (["yes", "yes"], 2)
 
 
+async def test_answer_that_cannot_be_read_is_asked_for_again(tmp_path: Path) -> None:
+    async with endpoint(says("One moment."), cache=str(tmp_path)) as (judge, server):
+        result = await judge.ask(HELLO)
+        assert (await judge.ask(HELLO)).usage.num_cached == 1
+        await judge.forget(result)
+        assert (await judge.ask(HELLO)).usage.num_cached == 0
+        assert len(server.bodies) == 2
+
+
+async def test_key_does_not_depend_on_whether_schemas_were_refused(tmp_path: Path) -> None:
+    def script(body: dict[str, Any]) -> list[Say] | Refuse | float:
+        return Refuse(400) if "response_format" in body else [Say("yes")]
+
+    asked = Question(HELLO.messages, SCHEMA)
+    for expected in (0, 1):  # the second has not been refused yet
+        async with endpoint(script, cache=str(tmp_path)) as (judge, _):
+            assert (await judge.ask(asked)).usage.num_cached == expected
+            assert (await judge.ask(asked)).usage.num_cached == 1
+
+
 async def test_cache_removes_the_least_recently_used_answers(tmp_path: Path) -> None:
     cache = AnswerCache(str(tmp_path), 250)
     for name in "ab":

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,20 @@ async def test_rubric_is_asked_by_criterion_or_several_at_once() -> None:
             )  # fmt: skip
             schema = judge.bodies[0]["response_format"]["json_schema"]["schema"]
             assert list(schema["properties"]["c1"]["properties"]) == ["reason", "met"]
+
+
+async def test_answer_that_was_unreadable_once_is_not_stored(tmp_path: Path) -> None:
+    num_asked = iter(range(99))
+
+    def script(body: dict[str, Any]) -> list[Say]:
+        return [Say(rubric_answer(body, by_words) if next(num_asked) else "One moment.")]
+
+    cache = {"cache": str(tmp_path)}
+    async with opened(script, cache, criteria_per_call=64) as (model, judge):
+        assert isinstance(await only(model, "short"), SampleError)
+        for _ in range(2):
+            assert isinstance(await only(model, "short"), Score)
+        assert len(judge.bodies) == 2
 
 
 async def test_criteria_of_the_sample_are_judged_too() -> None:

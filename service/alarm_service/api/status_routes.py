@@ -156,8 +156,6 @@ def _model_out(engine: RewardEngine, served: ServedModel) -> ModelOut:
         read_token=getattr(loaded and loaded.model, "read_token", None),
         notes=list(getattr(loaded and loaded.model, "notes", ())),
         execution=getattr(loaded and loaded.model, "execution", None),
-        grades_segments=served.spec.grades_segments
-        or getattr(loaded and loaded.model, "grades_segments", False),
     )
 
 

@@ -133,8 +133,10 @@ class _EndpointJudge:
             except SampleError as error:
                 self.endpoint.report_unread(reply, error)
                 problem = problem or error
-        if problem is not None and 2 * len(votes) <= len(result.replies):
-            raise problem
+        if problem is not None:
+            await self.endpoint.forget(result)
+            if 2 * len(votes) <= len(result.replies):
+                raise problem
         return votes
 
     @property

@@ -83,6 +83,10 @@ class AnswerCache:
         """Store the JSON of an answer."""
         await asyncio.to_thread(self._put, key, json.dumps(answer))
 
+    async def remove(self, key: str) -> None:
+        """Remove the answer to a request, if it is stored."""
+        await asyncio.to_thread(self._remove, key)
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -128,6 +132,13 @@ class AnswerCache:
                     self._evict()
                 finally:
                     self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._tell(error)
+
+    def _remove(self, key: str) -> None:
+        with self._lock:
+            try:
+                self._database.execute("DELETE FROM answers WHERE key = ?", (key,))
             except sqlite3.Error as error:
                 self._tell(error)
 

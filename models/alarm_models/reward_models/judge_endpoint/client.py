@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -112,6 +112,8 @@ class JudgeResult:
 
     replies: tuple[JudgeReply, ...]
     usage: JudgeUsage
+    #: Of stored answers, see `JudgeEndpoint.forget`.
+    key: str = ""
 
 
 class _Limits:
@@ -205,8 +207,10 @@ class JudgeEndpoint:
         Raises `SampleError`: ``model_failed`` if there is no answer, ``budget_exceeded`` if the
         budget of a minute does not allow it. A truncated or refused answer is a `JudgeReply`.
         """
-        body = self._body(question)
-        key = request_key(self._base, self._identity, body)
+        body = self._body(question, with_schema=self._has_schemas)
+        # The same whether or not the server turns out to refuse schemas.
+        whole = self._body(question, with_schema=self._spec.structured != "none")
+        key = request_key(self._base, self._identity, whole)
         if self._cache is not None:
             stored = await self._cache.get(key)
             if stored is not None:
@@ -214,7 +218,7 @@ class JudgeEndpoint:
                     replies = tuple(map(_reply_of_json, stored))
                     usage = JudgeUsage(num_cached=1)
                     self._count(usage=usage)
-                    return JudgeResult(replies, usage)
+                    return JudgeResult(replies, usage, key)
         try:
             result = await self._votes(body, question)
         except SampleError as error:
@@ -229,7 +233,12 @@ class JudgeEndpoint:
             raise SampleError("model_failed", str(failed)) from failed
         if self._cache is not None and all(one.is_worth_storing for one in result.replies):
             await self._cache.put(key, [asdict(reply) for reply in result.replies])
-        return result
+        return replace(result, key=key)
+
+    async def forget(self, result: JudgeResult) -> None:
+        """Remove stored answers of which one cannot be read, so that the judge is asked again."""
+        if self._cache is not None:
+            await self._cache.remove(result.key)
 
     def report_unread(self, reply: JudgeReply, error: SampleError) -> None:
         """Count an answer that cannot be read, and report it to ``observe``."""
@@ -259,14 +268,14 @@ class JudgeEndpoint:
                 f"{json_excerpt(answer, self._spec.api_key)}"
             ) from error
 
-    def _body(self, question: Question) -> dict[str, Any]:
+    def _body(self, question: Question, *, with_schema: bool) -> dict[str, Any]:
         body: dict[str, Any] = dict(self._spec.parameters)
         body |= {"model": self._spec.model, "messages": list(map(dict, question.messages))}
         if question.num_votes > 1:
             body["n"] = question.num_votes
         if question.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": question.top_logprobs}
-        if question.schema is not None and self._has_schemas:
+        if question.schema is not None and with_schema:
             schema = {"name": question.schema_name, "schema": question.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body

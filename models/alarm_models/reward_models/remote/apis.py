@@ -14,7 +14,7 @@ from alarm_models.preprocessing.templates import (
     num_prompt_messages,
 )
 from alarm_models.preprocessing.untrusted_text import neutralized_sample
-from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
+from alarm_models.recipe.specs import ANY_NUMBER, KINDS, JudgeMessage, RemoteSpec
 from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED, AnswerReader, JudgeAnswer
 from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.sample_json import message_to_json, sample_to_json, segment_from_json
@@ -99,8 +99,7 @@ class AlarmApi:
     def __init__(self, spec: RemoteSpec) -> None:
         self.max_samples = spec.batch_size
         self._spec = spec
-        #: Whether the model's segments have grades, and no verdicts.
-        self.grades_segments = False
+        self._is_graded = False
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return a request with unchanged samples."""
@@ -124,9 +123,8 @@ class AlarmApi:
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading on that server")
-        # Servers before it know no such key.
-        graded = row.get("grades_segments", row["kind"] in ("steps", "rubric", "comet"))
-        self.grades_segments = graded is True
+        spec = KINDS.get(row["kind"])
+        self._is_graded = spec is not None and spec.grades_segments
         if not isinstance(row["fingerprint"], str):
             raise TypeError("the fingerprint must be a string")
         return row["fingerprint"]
@@ -167,7 +165,7 @@ class AlarmApi:
             Span(_whole(row["start"]), _whole(row["end"])),
             None if row["label"] is None else str(row["label"]),
             _number_or_none(row["score"]),
-            is_graded=self.grades_segments,
+            is_graded=self._is_graded,
         )
 
 

@@ -17,7 +17,7 @@ from alarm_models.preprocessing.templates import FieldPattern, TextTemplate
 from alarm_models.recipe.specs import RemoteSpec
 from alarm_models.reward_models.base import HostModel, Outcome, gather_limited
 from alarm_models.reward_models.registry import host_kind
-from alarm_models.reward_models.remote.apis import AlarmApi, api_of
+from alarm_models.reward_models.remote.apis import api_of
 from alarm_models.reward_models.remote.connections import excerpt, without_password
 from alarm_models.reward_models.remote.http import (
     UNAVAILABLE,
@@ -67,11 +67,6 @@ class RemoteModel(HostModel):
         self._observe: Callable[[EndpointFailure], None] | None = None
         self._identity = ""
         self._patterns = sorted((name, field.pattern) for name, field in fields.items())
-
-    @property
-    def grades_segments(self) -> bool:
-        """Whether the scores of its segments are grades: as the server says, of another alarm."""
-        return isinstance(self._api, AlarmApi) and self._api.grades_segments
 
     @property
     def fingerprint(self) -> str:

@@ -251,10 +251,14 @@ class EndpointRubricModel(EndpointJudgeModel):
             read_verdicts(reply, mark, num_criteria, is_probability=is_probability)
             for reply in result.replies
         ]
-        for reply, vote in zip(result.replies, votes, strict=True):
-            problem = next((one for one in vote if isinstance(one, SampleError)), None)
+        problems = [
+            next((one for one in vote if isinstance(one, SampleError)), None) for vote in votes
+        ]
+        for reply, problem in zip(result.replies, problems, strict=True):
             if problem is not None:
                 self._endpoint.report_unread(reply, problem)
+        if any(problems):
+            await self._endpoint.forget(result)
         completion = part.sample.completion_text
         verdicts = await asyncio.to_thread(
             lambda: [_mean_vote(some, completion) for some in zip(*votes, strict=True)]
