@@ -444,6 +444,21 @@ def test_default_question_has_the_criterion_last(llama_lm: Checkpoint) -> None:
     assert text.rstrip().endswith("assistant")
 
 
+def test_errors_of_a_check_of_another_alarm_server_are_errors() -> None:
+    api = AlarmApi(RemoteSpec.model_validate({"api": "alarm", "url": "http://alarm"}))
+    recipes = [{"holistic": "m"}]
+    for kind, verdict in (("grammar", False), ("steps", None)):
+        models = [{"name": "m", "kind": kind, "fingerprint": "f"}]
+        api.identity({"models": models, "recipes": recipes})
+        row = {
+            "score": 0.1, "num_tokens": 0, "truncated": False, "error": None,
+            "segments": [{"start": 0, "end": 4, "label": "RULE", "score": None}],
+        }  # fmt: skip
+        (found,) = api.read({"fingerprint": "f", "scores": [row]}, 1)
+        assert isinstance(found, Score)
+        assert found.segments == (SegmentScore(Span(0, 4), "RULE", None, verdict),)
+
+
 def test_rubric_of_another_alarm_server_keeps_its_segments_and_skipped_criteria() -> None:
     spec = RemoteSpec.model_validate({"api": "alarm", "url": "http://alarm", "model": "m"})
     api = AlarmApi(spec)

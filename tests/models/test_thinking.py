@@ -443,6 +443,31 @@ def test_thought_that_a_prefill_begins_goes_on_to_its_tag_or_the_end(
     )
 
 
+@pytest.mark.parametrize("first", ["", "be kind"])
+def test_prompt_begins_after_the_header_of_an_empty_message(
+    first: str, checkpoint: tiny.Checkpoint
+) -> None:
+    """Truncation drops the start of the prompt: the header and BOS before it must stay."""
+    template = "[CLS]{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    messages = (Message("system", first), Message("user", PROMPT), assistant("Paris."))
+    chat = ChatFormat(template)
+    got = Tokenizer(checkpoint.folder).render_chat(messages, num_prompt=2, chat=chat)
+    assert got.text[got.prompt.start :].startswith(first or PROMPT)
+    assert got.text[: got.prompt.end].endswith(PROMPT)
+
+
+@pytest.mark.parametrize("placement", [Placement.SEGMENT_ENDS, Placement.TURN_ENDS])
+def test_segment_with_a_verdict_and_no_score_counts_with_any_placement(
+    placement: Placement,
+) -> None:
+    rule = AspectRule(0.5, -0.5, 0.0, 1.0, 1.0, 0.0, Shaping.NONE, placement=placement)
+    sample = Sample(PROMPT, "a bad b", token_offsets=(Span(0, 1), Span(2, 5), Span(6, 7)))
+    wrong = SegmentScore(Span(2, 5), "RULE", None, False)
+    unread = SegmentScore(Span(6, 7), None, None, None)
+    reward = aspect_reward(Score(0.0, (wrong, unread), 0, False), rule, sample)
+    assert sum(reward.token_rewards or ()) == -0.5
+
+
 def test_arguments_of_calls_are_objects_for_templates(checkpoint: tiny.Checkpoint) -> None:
     template = (
         "{% for m in messages %}{{ m.tool_calls[0].function.arguments.name if m.tool_calls }}"
