@@ -384,11 +384,12 @@ def read_rating(text: str, scale: Scale) -> float:
 
 
 def read_verdict(text: str, names: Sequence[str]) -> str:
-    """Return the verdict in an answer, one of ``names``, ignoring case.
+    """Return the verdict in an answer, one of ``names``.
 
-    A verdict is alone on a line, at the start of one before a comma or a dot, marked as ``[[A]]``,
-    ``\\boxed{A}`` or ``<answer>A</answer>``, or after a word such as `Verdict`. Raises
-    `RatingError` unless there is exactly one; a verdict alone on the last line takes precedence.
+    A verdict is alone on a line, at the start of a sentence before a comma or a dot, marked as
+    ``[[A]]``, ``\\boxed{A}`` or ``<answer>A</answer>``, or after a word such as `Verdict`. Case
+    matters only of letters that are not alone on a line. Raises `RatingError` unless there is
+    exactly one; a verdict alone on the last line takes precedence.
     """
     by_case = {name.casefold(): name for name in names}
     if len(by_case) < len(names):

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from alarm_models.cancellation import gather_or_cancel
 from alarm_models.recipe.schema import Overrides, Recipe
 from alarm_service.captures.lines import CapturedLine, read_captured
 from alarm_service.errors import ServiceError, format_validation_errors
@@ -181,7 +182,7 @@ async def _rewards_of(
         async with limit:
             return await rewarder.rewards(lines) if lines else ()
 
-    *of_units, of_others = await asyncio.gather(*map(rewards, grouped), rewards(others))
+    *of_units, of_others = await gather_or_cancel(*map(rewards, grouped), rewards(others))
     found = {id(line): one for line, one in zip(others, of_others, strict=True)}
     for unit, own in zip(grouped, of_units, strict=True):
         found |= {id(line): one for line, one in zip(unit, own, strict=True)}
