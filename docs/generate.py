@@ -31,7 +31,7 @@ from alarm_models.recipe.specs import KINDS
 from alarm_service.api.app import create_app
 from alarm_service.errors import ServiceError
 from alarm_service.observability.metrics import Metrics
-from alarm_service.settings import Settings
+from alarm_service.settings import Settings, flag_of
 
 DOCS = Path(__file__).parent
 
@@ -112,7 +112,7 @@ def model_keys() -> str:
 def options() -> str:
     """Return the table of the options of `alarm serve`."""
     rows = [
-        (f"`--{name.replace('_', '-')}`", _default(field), field.description or "")
+        (f"`{flag_of(name)}`", _default(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
     return _table(("option", "default", "what it is"), rows)

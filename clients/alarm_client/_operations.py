@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 # A call within these limits is sent directly; a larger one fetches the server's limits first.
 SAFE = Limits(max_samples=256, max_body_bytes=4 * 1024 * 1024)
-# Reloads of a recipe that one call bears.
+# Reloads of a recipe that one call tolerates.
 _MAX_RELOADS = 2
 _POLL_SECONDS = 1.0
 _POLL_TIMEOUT = 10.0

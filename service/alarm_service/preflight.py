@@ -9,7 +9,7 @@ import tempfile
 from importlib.util import find_spec
 
 from alarm_service.api_keys import read_admin_keys, read_keys
-from alarm_service.settings import Settings, SettingsError
+from alarm_service.settings import Settings, SettingsError, flag_of
 
 __all__ = [
     "is_loopback",
@@ -37,7 +37,7 @@ def require_usable_ray(settings: Settings) -> None:
     given = [name for name in _OF_RAY if name in settings.model_fields_set]
     if not settings.ray:
         if given:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            flags = ", ".join(map(flag_of, given))
             raise SettingsError(
                 f"{flags} needs --ray; without it, --device cuda:0,cuda:1 has a replica on each GPU"
             )

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from alarm_models.errors import quoted
 from alarm_models.types import Dtype
 
-__all__ = ["Settings", "SettingsError", "require_key", "with_models"]
+__all__ = ["Settings", "SettingsError", "flag_of", "require_key", "with_models"]
 
 #: Several values in one variable are separated by semicolons or newlines.
 _SEPARATOR = re.compile(r"[;\n]+")
@@ -35,6 +35,11 @@ def _is_http(address: str) -> bool:
 
 class SettingsError(ValueError):
     """Options that conflict or name something unusable; the message says what to do."""
+
+
+def flag_of(name: str) -> str:
+    """Return the command-line flag of a setting: `--max-samples` of `max_samples`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def require_key(key: str, where: str) -> str:
@@ -303,8 +308,7 @@ class Settings(BaseSettings):
     @field_validator("api_key", "admin_key")
     @classmethod
     def _are_usable(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> object:
-        name = f"--{info.field_name}".replace("_", "-")
-        where = f"{name} or ALARM_{str(info.field_name).upper()}"
+        where = f"{flag_of(str(info.field_name))} or ALARM_{str(info.field_name).upper()}"
         return tuple(SecretStr(require_key(key.get_secret_value(), where)) for key in keys)
 
     @field_validator(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from alarm_models.combination.rule_registry import (
+    ROUNDING,
     RuleInputs,
     RuleParams,
     TokenRewards,
@@ -126,7 +127,7 @@ def gr3(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]
 
 def _is_negative(rewards: Sequence[float]) -> bool:
     """Whether a reward is less than 0 by more than the rounding of its parts."""
-    return sum(rewards) < -1e-9 * max(1.0, sum(map(abs, rewards)))
+    return sum(rewards) < -ROUNDING * max(1.0, sum(map(abs, rewards)))
 
 
 def _require_valid_length_weights(params: RuleParams) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "CONSTANTS",
     "DEFAULT_BASE",
     "HOLISTIC",
+    "ROUNDING",
     "RULES",
     "SHAPINGS",
     "AspectInput",
@@ -47,6 +48,9 @@ HOLISTIC = "holistic"
 
 #: The rule that rules with a base start from, unless a recipe names another.
 DEFAULT_BASE = "weighted_sum"
+
+#: Sums and quotients of floats that differ from a bound by less are on it.
+ROUNDING = 1e-9
 
 #: The rewards of one sample's tokens, ``[num_tokens]``, or why it has none.
 TokenRewards = tuple[float, ...] | SampleError

@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 
 from alarm_models.combination.rule_registry import (
     HOLISTIC,
+    ROUNDING,
     AspectsCount,
     RuleInputs,
     RuleParams,
@@ -437,13 +438,9 @@ def _positive_weight(judged: Collection[str], params: RuleParams) -> float:
     return total
 
 
-#: Rounding errors of values that are 0 or 1.
-_ROUNDING = 1e-9
-
-
 def _fraction(name: str, value: float, params: RuleParams) -> float:
     """Return an aspect's value; raise `SampleError` unless it is in [0, 1] but for rounding."""
-    if not -_ROUNDING <= value <= 1 + _ROUNDING:
+    if not -ROUNDING <= value <= 1 + ROUNDING:
         raise SampleError(
             "non_finite",
             f"rule `{params.rule}` requires values in [0, 1], but aspect {name} has {value}: set "

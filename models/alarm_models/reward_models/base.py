@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from alarm_models.cancellation import gather_or_cancel
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput, TokenSequence
@@ -483,7 +484,7 @@ async def gather_limited(
         async with slots:
             return await score(part)
 
-    return list(await asyncio.gather(*map(scored, parts)))
+    return await gather_or_cancel(*map(scored, parts))
 
 
 def fingerprint_of(spec: Spec, *more: object) -> str:

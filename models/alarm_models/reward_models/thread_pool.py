@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+from alarm_models.cancellation import gather_or_cancel
 from alarm_models.errors import SampleError
 from alarm_models.types import Sample, Score
 
@@ -53,7 +54,7 @@ class CheckThreadPool:
         # No more tasks at once than threads, so that one large request does not block others.
         slots = asyncio.Semaphore(self._num_threads)
         chunks = [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
-        parts = await asyncio.gather(
+        parts = await gather_or_cancel(
             *(self._run_checks(check, chunk, timeout_s, slots) for chunk in chunks)
         )
         return [outcome for part in parts for outcome in part]

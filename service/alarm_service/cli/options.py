@@ -15,7 +15,7 @@ from alarm_models.recipe.loader import load_recipes, locate_recipe
 from alarm_models.recipe.schema import Recipe
 from alarm_service.errors import format_validation_errors
 from alarm_service.json_lines import require_other_file, require_writable
-from alarm_service.settings import Settings, SettingsError, with_models
+from alarm_service.settings import Settings, SettingsError, flag_of, with_models
 
 if TYPE_CHECKING:
     from alarm_models.study.bootstrap import Resampling
@@ -72,7 +72,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Add a flag for each of these settings; only `alarm serve`, which has all, takes recipes."""
     for name in names:
         field = Settings.model_fields[name]
-        flag = _flag(name)
+        flag = flag_of(name)
         text = field.description or ""
         variable = f"env ALARM_{name.upper()}"
         if isinstance(field.default, tuple) and (name != "recipe" or "port" in names):
@@ -125,11 +125,7 @@ def recipe_files(source: str, recipe: Recipe) -> list[Path]:
 
 
 def _source(name: str, given: Mapping[str, object]) -> str:
-    return _flag(name) if name in given else f"ALARM_{name.upper()}"
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return flag_of(name) if name in given else f"ALARM_{name.upper()}"
 
 
 def _shown(default: object) -> str:

@@ -21,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from alarm_models.backoff import backoff_s
+from alarm_models.cancellation import gather_or_cancel
 from alarm_models.errors import CheckpointError, NoRoomError, SampleError
 from alarm_models.reward_models.base import HostModel, Model
 from alarm_models.reward_models.registry import Loader
@@ -218,12 +219,7 @@ class RayModel(HostModel):
             for index, outcome in zip(chunk.indices, answer.outcomes, strict=True):
                 outcomes[index] = outcome
 
-        tasks = [asyncio.create_task(score(chunk)) for chunk in cut]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        await gather_or_cancel(*map(score, cut))
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def close(self) -> None:
