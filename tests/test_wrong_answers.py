@@ -66,6 +66,15 @@ def test_wrong_answers_change_what_their_kind_says(
     assert any(name in made("name from passages") for name in ("Charles Dickens", "Oliver Twist"))
 
 
+def test_names_end_with_their_sentence_and_are_no_common_words_that_begin_one(
+    wrong: ModuleType,
+) -> None:
+    context = "The production of Emma began in New Jersey. His production won. Emma Woodhouse too."
+    own = wrong.Passages(question(wrong, "Who?", context, RIGHT))
+    assert own.names == ["Emma", "New Jersey", "Emma Woodhouse"]
+    assert own.names_of("Production moved to New York. Emma did not.") == ["New York", "Emma"]
+
+
 def test_wrong_answers_that_a_text_does_not_allow_are_left_out(
     wrong: ModuleType, asked: Any, other: Any
 ) -> None:

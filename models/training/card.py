@@ -56,12 +56,12 @@ questions. "length" is the baseline in which longer is better.
 ### Right answers over wrong ones
 
 How often the right answer scores higher than a wrong one made from it, with its interval and the
-number of pairs (`wrong_answers.py` makes them). Right answers are people's corrections of a sampled
-answer, people's own answers, and short ones: first sentences and bare names, dates or numbers.
-People's own answers often say what the passages do not, which these models cannot know, and so do
-their first sentences; "in the passages" are those pairs where the prompt has each word that the
-wrong answer changes. The models were trained on none of these questions, and on no answer of the
-kinds marked *new*.
+number of pairs (`wrong_answers.py` makes them, of each kind up to five from a right answer, where
+they differ). Right answers are people's corrections of a sampled answer, people's own answers, and
+short ones: first sentences and bare names, dates or numbers. People's own answers often say what
+the passages do not, which these models cannot know, and so do their first sentences; "in the
+passages" are those pairs where the prompt has each word that the wrong answer changes. The models
+were trained on none of these questions, and on no answer of the kinds marked *new*.
 
 | wrong answer | {forms} |
 |---|{bars}
@@ -122,8 +122,10 @@ part of XQuAD (Artetxe et al. 2020, CC BY-SA 4.0). `FOLDER` has the four files: 
 and `qa_prompts.json` (the same questions with their passages) of FineGrainedRLHF, SQuADShifts'
 `new_wiki_v1.0.json` and XQuAD's `xquad.en.json`.
 
-.venv/bin/python -m pip install --constraint constraints.txt --editable '.[train]' .venv/bin/python
-models/training/train_mini.py --data FOLDER
+```sh
+.venv/bin/python -m pip install --constraint constraints.txt --editable '.[train]'
+.venv/bin/python models/training/train_mini.py --data FOLDER
+```
 
 ## Use and limits
 

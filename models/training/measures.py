@@ -40,6 +40,9 @@ _Text = tuple[str, str]
 
 _RESAMPLES = 2000
 
+#: Wrong answers of a kind that are made from each right answer, where they differ.
+_DRAWS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -152,11 +155,11 @@ def _wrong_pairs(question: Question, other: Question) -> list[tuple[str, str, _T
         prompt = question.prompt if index % 2 else supported_prompt(own, f"{human} {text}", choose)
         right.append(("short", prompt, text))
     found = []
+    kinds = (*KINDS, *HELD_OUT_KINDS)
     for form, prompt, text in right:
-        if not text.strip():
-            continue
-        kinds = (*KINDS, *HELD_OUT_KINDS)
-        for kind, wrong in wrong_answers(text, own, other, choose, kinds).items():
+        made = [wrong_answers(text, own, other, choose, kinds) for _ in range(_DRAWS)]
+        different = dict.fromkeys(one for draw in made for one in draw.items())
+        for kind, wrong in different if text.strip() else ():
             found.append((kind, form, (prompt, text), (prompt, wrong)))
             in_passages = f"{form}, in the passages"
             if in_passages in FORMS and changed_words(text, wrong) <= words_of(prompt):

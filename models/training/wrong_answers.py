@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from difflib import SequenceMatcher
 from functools import cached_property
 from random import Random
@@ -111,7 +112,15 @@ class Passages:
     @cached_property
     def names(self) -> list[str]:
         """Each name once, in order."""
-        return list(dict.fromkeys(name for name in names(self._text) if len(name) < 40))
+        return [name for name in self.names_of(self._text) if len(name) < 40]
+
+    def names_of(self, text: str) -> list[str]:
+        """Return each name of an answer once, in order; words in lower case here are common."""
+        return list(dict.fromkeys(names(text, self._common)))
+
+    @cached_property
+    def _common(self) -> AbstractSet[str]:
+        return {word for word in re.findall(r"\w+", self._text) if word.islower()}
 
     @cached_property
     def numbers(self) -> list[str]:
@@ -122,18 +131,29 @@ class Passages:
         return text in self._text
 
 
-def names(text: str) -> list[str]:
-    """Return what looks like a name: words in capitals that do not just begin a sentence."""
-    found = []
-    for match in _NAME.finditer(text):
-        name = match.group()
-        first = name.split()[0]
-        if first in _NOT_NAMES:
-            name = name[len(first) :].lstrip()
-        name = name.rstrip(".,'’-")
-        if len(name) > 2 and name[0].isupper() and name not in _MONTHS:
-            found.append(name)
-    return found
+def names(text: str, common: AbstractSet[str]) -> list[str]:
+    """Return what looks like a name: words in capitals within a sentence.
+
+    A single word that begins its sentence is none if it is ``common``.
+    """
+    return [
+        name
+        for sentence in texts_of_sentences(text)
+        for match in _NAME.finditer(sentence)
+        if (name := _name_of(match, common))
+    ]
+
+
+def _name_of(match: re.Match[str], common: AbstractSet[str]) -> str:
+    """Return the name in a row of words in capitals of a sentence; empty if it has none."""
+    name = match.group()
+    first = name.split()[0]
+    if first in _NOT_NAMES:
+        name = name[len(first) :].lstrip()
+    name = name.rstrip(".,'’-")
+    if match.start() == 0 and name.casefold() in common:
+        return ""
+    return name if len(name) > 2 and name[0].isupper() and name not in _MONTHS else ""
 
 
 def supported_prompt(passages: Passages, answer: str, choose: Random) -> str:
@@ -157,7 +177,11 @@ def short_answers(question: Question, passages: Passages) -> list[str]:
             by = "on" if re.search(r"\b\d{1,2}\b", date.group()) else "in"
             found += [date.group(), f"It was {by} {date.group()}."]
     elif asked.startswith("who"):
-        new = [one for one in names(first[1]) if one in passages and one.casefold() not in asked]
+        new = [
+            one
+            for one in passages.names_of(first[1])
+            if one in passages and one.casefold() not in asked
+        ]
         found += [new[0], f"{new[0]}."] if new else []
     elif asked.startswith("how many"):
         found += [f"{number}." for number in _NUMBER.findall(first[1])[:1]]
@@ -177,7 +201,7 @@ def true_denial(right: str, own: Passages, other: Question, choose: Random) -> s
         return f"No, {right}"
     pool = choose.choice((own, Passages(other))).names
     denied = _negated(parts[0], choose)
-    denied = denied and _with_other_name(denied, pool, choose)
+    denied = denied and _with_other_name(denied, own, pool, choose)
     return denied and f"{denied} {right}"
 
 
@@ -191,8 +215,9 @@ def wrong_answers(
     others = Passages(other)
     made: Mapping[str, Fault] = {
         **_FAULTS,
-        "name from passages": lambda text, r: _with_other_name(text, own.names, r),
-        "foreign name": lambda text, r: _with_other_name(text, others.names, r),
+        "name from passages": lambda text, r: _with_other_name(text, own, own.names, r),
+        "foreign name": lambda text, r: _with_other_name(text, own, others.names, r),
+        "exchanged names": lambda text, r: _with_exchanged_names(text, own, r),
         "other numbers": lambda text, r: _with_other_numbers(text, own.numbers, r),
         "off topic": lambda _, r: r.choice([*other.references, other.answers[0]]),
         "off-topic sentence": lambda text, r: _with_sentence(text, other.references[0], r),
@@ -223,24 +248,24 @@ def _replaced(text: str, new_of: Mapping[str, str]) -> str:
     return re.sub(pattern, lambda match: new_of[match.group()], text)
 
 
-def _with_other_name(text: str, pool: Sequence[str], choose: Random) -> str | None:
-    own = list(dict.fromkeys(names(text)))
-    if not own:
+def _with_other_name(text: str, own: Passages, pool: Sequence[str], choose: Random) -> str | None:
+    found = own.names_of(text)
+    if not found:
         return None
-    words = {word for name in own for word in name.split()}
+    words = {word for name in found for word in name.split()}
     new = [name for name in pool if words.isdisjoint(name.split())]
     if not new:
         return None
-    replaced = choose.sample(own, min(len(own), choose.choice((1, 1, 2))))
+    replaced = choose.sample(found, min(len(found), choose.choice((1, 1, 2))))
     return _replaced(text, {name: choose.choice(new) for name in replaced})
 
 
-def _with_exchanged_names(text: str, choose: Random) -> str | None:
-    own = list(dict.fromkeys(names(text)))
-    own = [name for name in own if not any(name != one and name in one for one in own)]
-    if len(own) < 2:
+def _with_exchanged_names(text: str, own: Passages, choose: Random) -> str | None:
+    found = own.names_of(text)
+    found = [name for name in found if not any(name != one and name in one for one in found)]
+    if len(found) < 2:
         return None
-    first, second = choose.sample(own, 2)
+    first, second = choose.sample(found, 2)
     return _replaced(text, {first: second, second: first})
 
 
@@ -378,7 +403,6 @@ _FAULTS: Mapping[str, Fault] = {
     "first half": _first_half,
     "negated": _negated,
     "denied": _denied,
-    "exchanged names": _with_exchanged_names,
     "exchanged numbers": _with_exchanged_numbers,
     "shuffled words": _shuffled,
     "numbered filler": lambda text, choose: _with_filler(text, _OTHER_FILLERS, choose),

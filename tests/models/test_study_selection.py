@@ -67,3 +67,14 @@ def test_selection_reports_an_aspect_that_decides_nothing() -> None:
     found = select({"flat": judged(0, 0)}, ["flat"], 1)
     assert found.findings["flat"].verdict is Verdict.SILENT
     assert found.findings["flat"].caution is None
+
+
+@pytest.mark.parametrize(("num_prompts", "verdict"), [(5, "unclear"), (6, "chosen")])
+def test_selection_needs_six_prompts_to_tell_from_chance(num_prompts: int, verdict: str) -> None:
+    # All prompts agree: by chance, five do so in the same direction in 1 of 16 cases.
+    pairs = pairs_within([index // 2 for index in range(2 * num_prompts)])
+    agreed = preferences([1.0, 0.0] * num_prompts, pairs)
+    one = agreement(agreed, agreed, pairs, Resampling(num_draws=200))
+    found = select({"good": one}, ["good"], 1).findings["good"]
+    assert found.verdict == verdict
+    assert ("too few prompts to tell from chance" in found.reason) == (verdict == "unclear")

@@ -26,7 +26,10 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A statistic and its percentile interval; NaN if the data do not determine it."""
+    """A statistic and its percentile interval; NaN if the data do not determine it.
+
+    Too few prompts determine no interval (`estimate`).
+    """
 
     value: float
     low: float
@@ -47,9 +50,15 @@ def estimate(sums: Floats, figure: Callable[[Floats], Floats], resampling: Resam
     ``sums`` is ``[prompts, columns]``; ``figure`` takes totals ``[..., columns]`` to ``[...]``.
     Whole prompts are resampled, because pairs of one prompt are correlated, and all columns
     together, so that comparisons stay paired. Resamples without a value (0 / 0) are left out.
+
+    There is no interval if so few prompts count that all could err in the same direction by chance
+    more often than the level allows: below six, at 95%. Their resamples differ too little.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(figure(sums.sum(axis=0)))
+        num_counted = int(np.count_nonzero(np.any(sums != 0, axis=1)))
+        if 2.0 ** (1 - num_counted) > 1 - resampling.level:
+            return Estimate(value, float("nan"), float("nan"))
         draws = np.concatenate([figure(total) for total in _totals(sums, resampling)])
     draws = draws[~np.isnan(draws)]
     if not len(draws):

@@ -87,6 +87,11 @@ def _reason(
 ) -> str:
     decided = f"of the {one.num_pairs - one.num_tied} pairs that it does not tie"
     share = f"{one.untied.value:.1%} [{one.untied.low:.1%}, {one.untied.high:.1%}]"
+    if verdict is Verdict.UNCLEAR and math.isnan(one.untied.low):
+        return (
+            f"disagrees with {reference} in {one.untied.value:.1%} {decided}: too few prompts to "
+            "tell from chance"
+        )
     match verdict:
         case Verdict.SILENT:
             return f"ties every pair that {reference} does not tie"

@@ -128,7 +128,8 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
 
 
 def _write_rate(axes: Axes, column: int, row: int, one: WinRate) -> None:
-    inside = f"[{100 * one.rate.low:.0f}, {100 * one.rate.high:.0f}]"
+    low, high = one.rate.low, one.rate.high
+    inside = "" if math.isnan(low) else f"[{100 * low:.0f}, {100 * high:.0f}]"
     is_dark = not 0.3 < one.rate.value < 0.7
     color = "white" if is_dark else _INK
     axes.text(column, row - 0.1, f"{100 * one.rate.value:.1f}", fontsize=11, ha="center",
