@@ -121,6 +121,16 @@ def test_length_of_a_rule_that_compares_lengths_is_in_tokens_or_else_in_words() 
     assert scored.rule_inputs(HIERARCHY).length == 0
 
 
+def test_tokens_of_an_unread_segment_get_no_reward() -> None:
+    rule = replace(FACTUALITY, shaping=Shaping.MEAN, placement=Placement.TOKENS)
+    read, _ = judged(True, False).segments or ()
+    score = Score(0.5, (read, SegmentScore(Span(5, 8), None, None, None)), 9, truncated=True)
+    aspect = aspect_reward(score, rule, SAMPLE)
+    assert aspect.token_rewards == pytest.approx((S / 3, S / 3, 0, 0, S / 3))
+    without_tokens = aspect_reward(score, rule, replace(SAMPLE, token_offsets=None))
+    assert without_tokens.reward == pytest.approx(aspect.reward) == pytest.approx(S)
+
+
 def test_unread_segment_gets_no_reward() -> None:
     unread = SegmentScore(Span(5, 8), None, None, None)
     score = Score(1.0, (SegmentScore(Span(0, 4), "O", 1.0, True), unread), 9, True)

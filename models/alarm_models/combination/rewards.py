@@ -57,7 +57,8 @@ class AspectRule:
     or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped,
     and divided if the shaping divides by the number of segments or tokens, or if the segments share
     one value. With placement on
-    tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise ``positive``.
+    tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise ``positive``;
+    tokens of segments that were not judged get nothing.
     With ``is_dense`` the reward of a whole completion is spread over the tokens: a segment gets the
     difference between the value of the completion up to its end and the value up to its start.
     """
@@ -122,7 +123,7 @@ def aspect_reward(score: Score, rule: AspectRule, sample: Sample) -> AspectRewar
     # Packed spans are unpacked on each access.
     tokens = None if sample.token_offsets is None else tuple(sample.token_offsets)
     units = tokens or whitespace_tokens(text)
-    judged = shown_tokens(units, score.judged)
+    judged = _judged_tokens(units, score.judged, score.segments, rule.placement)
     values = rule.values(score, units if len(judged) == len(units) else [units[i] for i in judged])
     token_rewards: tuple[float, ...] | None = None
     if tokens and score.prefixes and rule.is_dense:
@@ -160,11 +161,30 @@ def value_places(
     if not tokens:
         return None
     if rule.placement is Placement.TOKENS and aspect.segments is not None:
-        return shown_tokens(tokens, aspect.judged)
+        return _judged_tokens(tokens, aspect.judged, aspect.segments, rule.placement)
     end = end_token(tokens, aspect.judged)
     if rule.placement is Placement.TURN_ENDS:
         return places_on_turns(values.spans, sample.turns, tokens, end)
     return places_on_tokens(values.spans, sample.completion_text, tokens, end)
+
+
+def _judged_tokens(
+    tokens: Sequence[Span],
+    judged: Sequence[Span] | None,
+    segments: Sequence[SegmentScore] | None,
+    placement: Placement,
+) -> list[int]:
+    """Return the indices of tokens in the judged parts of a text.
+
+    With placement on tokens, those that overlap a segment without a verdict are left out: the model
+    did not read it.
+    """
+    shown = shown_tokens(tokens, judged)
+    unread = [one.span for one in segments or () if one.is_positive is None]
+    if placement is not Placement.TOKENS or not unread:
+        return shown
+    is_read = per_token_values(unread, [tokens[index] for index in shown], right=1, wrong=0)
+    return [index for index, is_one in zip(shown, is_read, strict=True) if is_one]
 
 
 def _spread(
