@@ -229,10 +229,13 @@ async def test_votes_give_their_share_and_most_must_be_readable() -> None:
         assert found.skipped == ("wrong",)
 
 
-async def test_probability_is_read_at_the_token_of_the_verdict() -> None:
+@pytest.mark.parametrize("split", ["ü", "\ufffd\ufffd"])
+async def test_probability_is_read_at_the_token_of_the_verdict(split: str) -> None:
     def script(body: dict[str, Any]) -> list[Say]:
-        text = rubric_answer(body, lambda *_: {"reason": 'A trap: "met": false', "met": True})
-        head, tail = text.rsplit("true", 1)
+        text = rubric_answer(body, lambda *_: {"reason": 'A trap: "met": falsü', "met": True})
+        text = text.replace(r"\u00fc", "ü")
+        # The bytes of a character may be in two tokens.
+        head, tail = text.replace("ü", split).rsplit("true", 1)
         top = [{"token": " true", "logprob": math.log(0.6)}, {"token": " f", "logprob": -math.inf}]
         top[1]["logprob"] = math.log(0.2)
         tokens = [

@@ -125,21 +125,36 @@ def _with_probabilities(
     found = list(_MET.finditer(text))
     if len(found) != len(own) or len(order) != len(own):
         return [_unread("does not have one verdict for each criterion")] * len(own)
-    # The tokens may begin with reasoning that the endpoint has cut off.
-    offset = "".join(token.token for token in tokens).rfind(text)
     read: list[WrittenVerdict | SampleError] = list(verdicts)
-    for at, match in zip(order, found, strict=True):
+    places = _places_in_tokens(found, text, tokens)
+    for at, place in zip(order, places, strict=True):
         verdict = verdicts[at]
         if isinstance(verdict, WrittenVerdict):
-            chance = None
-            if offset >= 0:
-                chance = _probability(tokens, offset + match.start(1), verdict.met > 0)
+            chance = None if place is None else _probability(tokens, place, verdict.met > 0)
             read[at] = (
                 _unread('has no log probabilities of its verdict: set measure = "verdict"')
                 if chance is None
                 else WrittenVerdict(chance, verdict.quotes)
             )
     return read
+
+
+def _places_in_tokens(
+    found: Sequence[re.Match[str]], text: str, tokens: Sequence[TokenLogprob]
+) -> Sequence[int | None]:
+    """Return where the joined tokens have the verdicts of an answer's text; None if they do not.
+
+    The tokens may begin with reasoning that the endpoint has cut off. They differ from the text
+    where a character is split over two of them, which neither shows; then the last verdicts count.
+    """
+    joined = "".join(token.token for token in tokens)
+    offset = joined.rfind(text)
+    if offset >= 0:
+        return [offset + one.start(1) for one in found]
+    last = list(_MET.finditer(joined))[-len(found) :]
+    if [one.group(1) for one in last] != [one.group(1) for one in found]:
+        return [None] * len(found)
+    return [one.start(1) for one in last]
 
 
 def read_object(reply: JudgeReply, mark: str) -> tuple[dict[str, Any], str]:
