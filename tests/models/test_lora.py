@@ -166,6 +166,84 @@ def test_adapter_of_causal_model_is_merged(base: tiny.Checkpoint, tmp_path: Path
         assert one == computed(logits[7].item())
 
 
+def tied(folder: Path) -> tiny.Checkpoint:
+    """A causal model whose input and output embeddings are one matrix."""
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(tiny.config("llama", tie_word_embeddings=True))
+    return tiny.save(model, tiny.tokenizer(bos=True, eos=False), folder)
+
+
+def logits_of_seven(checkpoint: tiny.Checkpoint, adapter: Path) -> list[float | None]:
+    spec = GenerativeSpec(
+        checkpoint=str(checkpoint.folder), adapter=str(adapter), template=TEMPLATE, positive=7
+    )
+    return [one.value for one in score(load(spec), SAMPLES)]
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_adapter_changes_one_of_two_tied_embeddings(
+    name: str, is_whole: bool, tmp_path: Path
+) -> None:
+    base = tied(tmp_path / "base")
+    model: Any = base.model
+    table = model.get_input_embeddings().weight.detach()
+    down, up = torch.randn(RANK, table.shape[1]), torch.randn(len(table), RANK)
+    changed = table + (ALPHA / RANK) * up @ down
+    if is_whole:
+        tensors = {f"{WRAPPED}{name}.weight": changed}
+    elif name == "lm_head":
+        tensors = {
+            f"{WRAPPED}lm_head.lora_A.weight": down,
+            f"{WRAPPED}lm_head.lora_B.weight": up,
+        }
+    else:
+        tensors = {
+            f"{WRAPPED}{name}.lora_embedding_A": up.T.contiguous(),
+            f"{WRAPPED}{name}.lora_embedding_B": down.T.contiguous(),
+        }
+    save_adapter(tmp_path / "lora", tensors, task_type="CAUSAL_LM")
+    head, embeddings = (changed, table) if name == "lm_head" else (table, changed)
+    wanted = []
+    for text in texts():
+        ids = base.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            state = model.model(inputs_embeds=embeddings[ids]).last_hidden_state[0, -1]
+        wanted.append(float(head[7] @ state))
+    got = logits_of_seven(base, tmp_path / "lora")
+    assert got == [computed(one) for one in wanted]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_adapter_of_tied_embeddings_scores_like_peft(
+    name: str, is_whole: bool, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    base = tied(tmp_path / "base")
+    torch.manual_seed(5)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=["q_proj"] if is_whole else ["q_proj", name],
+        modules_to_save=[name] if is_whole else None,
+        init_lora_weights=False,
+    )
+    trained = peft.get_peft_model(base.model, config).eval()
+    for key, parameter in trained.named_parameters():
+        if "modules_to_save" in key:
+            parameter.data += torch.randn_like(parameter)
+    trained.save_pretrained(tmp_path / "lora")
+    wanted = []
+    for text in texts():
+        with torch.inference_mode():
+            logits = trained(**base.tokenizer(text, return_tensors="pt")).logits[0, -1]
+        wanted.append(logits[7].item())
+    assert logits_of_seven(base, tmp_path / "lora") == [computed(one) for one in wanted]
+
+
 # What PEFT itself does is not ours to mend.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

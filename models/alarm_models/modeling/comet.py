@@ -108,11 +108,12 @@ class _CometHead(torch.nn.Module):
 
     def _normed(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return first states, normalized by the mean and variance over a sample's tokens."""
-        inside = mask[..., None].to(states.dtype)
+        states, dtype = states.float(), states.dtype  # 64 tokens of 1024 exceed float16
+        inside = mask[..., None].float()
         count = inside.sum((1, 2), keepdim=True) * states.shape[-1]
         mean = (states * inside).sum((1, 2), keepdim=True) / count
         variance = (((states - mean) * inside) ** 2).sum((1, 2), keepdim=True) / count
-        return ((states - mean) / torch.sqrt(variance + 1e-12))[:, 0]
+        return ((states - mean) / torch.sqrt(variance + 1e-12))[:, 0].to(dtype)
 
     def tags(self, layers: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return tag logits ``[batch, tokens, tags]``; None if the model has no tagger."""

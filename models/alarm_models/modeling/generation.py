@@ -21,6 +21,7 @@ from alarm_models.modeling.backend_selection import is_near
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import BatchLayout, ForwardOutput, ModelInput
 from alarm_models.modeling.packed.positions import lengths_of
+from alarm_models.modeling.padded import pad_token_id
 
 __all__ = ["NOT_FINITE", "NO_TOKEN", "GenerationSettings", "TextGenerator"]
 
@@ -239,7 +240,7 @@ def _own_generation_config(model: Any) -> GenerationConfig:
 
 def _probed_prompts(config: Any, end_ids: Sequence[int]) -> list[tuple[int, ...]]:
     """Return prompts of plain token ids, of several lengths."""
-    special = {config.pad_token_id, config.bos_token_id, *end_ids}
+    special = {pad_token_id(config), getattr(config, "bos_token_id", None), *end_ids}
     choose = torch.Generator().manual_seed(0)
     ids: list[int] = torch.randint(int(config.vocab_size), (200,), generator=choose).tolist()
     plain = [one for one in ids if one not in special] or [0] * 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,7 +29,7 @@ _WRAPPED = "base_model.model."
 _REFUSED = (
     "use_dora", "use_qalora", "lora_bias", "alora_invocation_tokens", "layer_replication",
     "trainable_token_indices", "target_parameters", "megatron_config", "use_bdlora",
-    "velora_config", "monteclora_config", "arrow_config",
+    "velora_config", "monteclora_config", "arrow_config", "ensure_weight_tying",
 )  # fmt: skip
 
 #: Initializations that also change the base model's weights.
@@ -68,8 +68,10 @@ class Adapter:
 
         A weight gains ``scaling * B @ A`` (Hu et al. 2021, arXiv 2106.09685), computed in float32.
         A head that the model does not have is skipped. Raises `CheckpointError` for any other
-        tensor that the model does not have.
+        tensor that the model does not have. Input and output embeddings that share a weight get
+        their own if the adapter changes one of them: PEFT trains that one alone.
         """
+        self._untie_embeddings(model)
         modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
         base = f"{model.base_model_prefix}."
         replaced = set()
@@ -107,6 +109,21 @@ class Adapter:
                 )
             weight.add_(change.to(weight.dtype))
         return replaced
+
+    def _untie_embeddings(self, model: Any) -> None:
+        """Give a model's output embeddings their own weight if the adapter changes either."""
+        tables = (_table(model.get_input_embeddings), _table(model.get_output_embeddings))
+        first, last = (getattr(one, "weight", None) for one in tables)
+        if first is None or first is not last:
+            return
+        base = f"{model.base_model_prefix}."
+        names = [name for name, one in model.named_modules() if one in tables]
+        changed = {*self.factors, *(name.rpartition(".")[0] for name in self.replaced)}
+        changed |= {name.removeprefix(base) for name in changed}
+        if any(one in changed or one.removeprefix(base) in changed for one in names):
+            tables[1].weight = torch.nn.Parameter(last.detach().clone(), requires_grad=False)
+            model.config.get_text_config().tie_word_embeddings = False
+            model.config.tie_word_embeddings = False
 
     def _unknown_parameter(self, name: str, parameters: Mapping[str, Any]) -> CheckpointError:
         examples = ", ".join(list(parameters)[:2])
@@ -166,6 +183,14 @@ def adapter_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
         for key, tensor in _named(folder)
         if key == name or key.startswith(f"{name}.")
     }
+
+
+def _table(get: Callable[[], Any]) -> Any:
+    """Return a table of embeddings; None if the model's class has none."""
+    try:
+        return get()
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 _MERGE_ADVICE = (

@@ -17,7 +17,7 @@ from alarm_models.modeling.kernels.library import NO_KERNELS
 from alarm_models.modeling.linear_kernels import PLAIN
 from alarm_models.modeling.packed.positions import Lengths, ModuleState
 
-__all__ = ["PaddedBackbone", "PaddingPolicy", "pad_batch"]
+__all__ = ["PaddedBackbone", "PaddingPolicy", "pad_batch", "pad_token_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,20 @@ class PaddedBackbone:
         """Do nothing: there is no prefix cache."""
 
 
+def pad_token_id(config: Any) -> int | None:
+    """Return the padding id of a configuration; a custom or old one may have no such key."""
+    pad = getattr(config, "pad_token_id", None)
+    return pad if isinstance(pad, int) else None
+
+
 def pad_batch(batch: Sequence[ModelInput], model: Any) -> dict[str, torch.Tensor]:
     """Pad samples on the right; return the model's inputs, ``[batch, tokens]`` each."""
     config = model.config.get_text_config()
     # Padding is masked, so any id within the vocabulary works.
-    pad = config.pad_token_id
+    pad = pad_token_id(config)
     # CANINE hashes characters and has no vocabulary.
     vocabulary = getattr(config, "vocab_size", None) or 1
-    pad = pad if isinstance(pad, int) and 0 <= pad < int(vocabulary) else 0
+    pad = pad if pad is not None and 0 <= pad < int(vocabulary) else 0
     longest = max(one.num_tokens for one in batch)
     inputs = {
         "input_ids": [[*one.ids, *[pad] * (longest - one.num_tokens)] for one in batch],

@@ -145,7 +145,7 @@ class CometModel(NeuralRewardModel):
         spans: tuple[SegmentScore, ...] | None = None
         if self._has_tags:
             probabilities = by_sequence[:, :, 1:].softmax(-1)
-            weights = torch.tensor(_TAGS if len(scores) == 3 else (1.0,))
+            weights = probabilities.new_tensor(_TAGS if len(scores) == 3 else (1.0,))
             spans = self._errors(features.segments, (weights[:, None, None] * probabilities).sum(0))
         value = sum(scores) / len(scores)
         if self._is_x:

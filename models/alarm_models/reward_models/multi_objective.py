@@ -10,6 +10,7 @@ from alarm_models.errors import CheckpointError, RecipeError, SampleError
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import base_with_gate, base_with_weights, sequence_classifier
 from alarm_models.modeling.network import Network
+from alarm_models.modeling.padded import pad_token_id
 from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.preprocessing.truncation import TokenIds
@@ -112,10 +113,10 @@ class MultiObjectiveModel(NeuralRewardModel):
         if not self._spec.weights:
             return None
         weights = [self._spec.weights.get(name, 0.0) for name in self._names]
-        return float(rewards @ torch.tensor(weights))
+        return float(rewards @ rewards.new_tensor(weights))
 
     def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
-        read = pooling_positions(tokens.ids, self._pooling, self.config.pad_token_id)
+        read = pooling_positions(tokens.ids, self._pooling, pad_token_id(self.config))
         reads = (self._gate_read(tokens), read) if self._gate else (read,)
         return ModelInput(tokens.ids, reads, truncated, token_type_ids=tokens.token_type_ids)
 

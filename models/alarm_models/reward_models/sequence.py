@@ -10,6 +10,7 @@ import torch
 from alarm_models.combination.all_rules import sigmoid
 from alarm_models.modeling.inputs import ModelInput
 from alarm_models.modeling.loader import sequence_classifier
+from alarm_models.modeling.padded import pad_token_id
 from alarm_models.preprocessing.read_text import ReadText
 from alarm_models.preprocessing.segmentation import word_types
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TypedSpan
@@ -90,5 +91,5 @@ class SequenceModel(NeuralRewardModel):
         return replace(text, typed_spans=tuple(typed))
 
     def _features(self, tokens: TokenIds, truncated: bool) -> ModelInput:
-        read = pooling_positions(tokens.ids, self._pooling, self.config.pad_token_id)
+        read = pooling_positions(tokens.ids, self._pooling, pad_token_id(self.config))
         return ModelInput(tokens.ids, (read,), truncated, token_type_ids=tokens.token_type_ids)

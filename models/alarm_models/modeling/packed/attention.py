@@ -255,7 +255,10 @@ def attend_reads(
     if not causal:
         refuse_shared_prefixes(context)
     key, value = context.with_cached_kv(module, key, value)
-    out = query.new_empty(query.transpose(1, 2).shape)
+    is_shared = context.batch.is_shared
+    # Merged in float32, so that a read's error does not grow with the number of its prefixes.
+    dtype = torch.float32 if is_shared else query.dtype
+    out = query.new_empty(query.transpose(1, 2).shape, dtype=dtype)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # [1, heads, reads]
     read_batches = group_reads(
         context.batch, context.read_places, causal=causal, window=window, device=query.device
@@ -265,9 +268,9 @@ def attend_reads(
         queries = query[0][:, reads.queries].transpose(0, 1)  # [batch, heads, queries, dim]
         bias = None if reads.mask is None else mask_to_bias(reads.mask, query.dtype)
         attended = attend(queries, keys, values, scale, bias=bias)
-        out[0, reads.queries] = attended.out.transpose(1, 2)
+        out[0, reads.queries] = attended.out.transpose(1, 2).to(dtype)
         lse[0][:, reads.queries] = attended.lse.transpose(0, 1)
-    if not context.batch.is_shared:
+    if not is_shared:
         return out
     order = sorted(range(len(context.read_places)), key=context.read_places.__getitem__)
     places = [context.read_places[number] for number in order]
@@ -279,7 +282,7 @@ def attend_reads(
             over_own = AttentionOutput(out[:, after].transpose(1, 2), lse[:, :, after])
             merged = merge_attention(over_own, over_prefix)
             out[:, after], lse[:, :, after] = merged.out.transpose(1, 2), merged.lse
-    return out
+    return out.to(query.dtype)
 
 
 def _gather_tokens(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,8 @@ class PackedBackbone:
             use_attention_backend(model, backend)
         # Custom configurations may name it otherwise: what is too large is then noticed later.
         self._num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
-        self._window = getattr(model.config.get_text_config(), "sliding_window", None)
+        # An unused window may also be 0 (Qwen2-MoE).
+        self._window = getattr(model.config.get_text_config(), "sliding_window", None) or None
         self._padding = first_position(model)
 
     @property

@@ -92,10 +92,10 @@ def mask_to_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def merge_attention(one: AttentionOutput, other: AttentionOutput) -> AttentionOutput:
-    """Merge two attention results of the same queries over disjoint sets of keys."""
+    """Merge two attention results of the same queries over disjoint sets of keys, in float32."""
     lse = torch.logaddexp(one.lse, other.lse)
     left, right = (torch.exp(part.lse - lse).unsqueeze(-1) for part in (one, other))
-    out = one.out * left.to(one.out.dtype) + other.out * right.to(one.out.dtype)
+    out = one.out * left + other.out * right
     return AttentionOutput(out, lse)
 
 
@@ -257,9 +257,11 @@ def _attend_nodes(
     out = torch.cat([one.out.transpose(1, 2) for one in own], 1)  # [1, tokens, heads, dim]
     if batch.is_shared:
         lse = torch.cat([one.lse for one in own], 2)  # [1, heads, tokens]
-        _attend_prefixes(
-            query, key, value, AttentionOutput(out.transpose(1, 2), lse), batch, params
-        )
+        # In float32, so that a token's error does not grow with the number of its prefixes.
+        merged = out.float()
+        target = AttentionOutput(merged.transpose(1, 2), lse)
+        _attend_prefixes(query, key, value, target, batch, params)
+        out = merged.to(out.dtype)
     return out
 
 

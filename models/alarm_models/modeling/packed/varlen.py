@@ -116,13 +116,16 @@ class VarlenBackend:
             reach = (window.back, window.ahead)
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         out, lse = _attend(queries, keys, values, within_nodes, scale, reach)
+        if prefixes_by_depth:
+            # In float32, so that a token's error does not grow with the number of its prefixes.
+            out = out.float()
         for prefixes in prefixes_by_depth:
             within = AttentionOutput(out[:, :, prefixes.queries], lse[:, :, prefixes.queries])
             before = _attend(queries, keys, values, prefixes, scale, _UNLIMITED)
             out[:, :, prefixes.queries], lse[:, :, prefixes.queries] = merge_attention(
                 within, before
             )
-        return out.transpose(1, 2)
+        return out.to(query.dtype).transpose(1, 2)
 
 
 def _attend(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from alarm_models.modeling.heads import Pooling
 from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.padded import pad_token_id
 from alarm_models.preprocessing.templates import FieldPattern, Rendered, TextTemplate
 from alarm_models.preprocessing.tokenizer import Tokenizer
 from alarm_models.preprocessing.truncation import TokenIds
@@ -53,7 +54,7 @@ class QuestionTokenizer:
         self._fields = fields
         self._pipeline = TextPipeline(spec, spec.template, weights, fields)
         self._pooling = weights.network.pooling or Pooling.LAST
-        self._pad = weights.network.config.pad_token_id
+        self._pad = pad_token_id(weights.network.config)
         self._templates: dict[int, TextTemplate] = {}  # by the number of answers
         if spec.format == "logit":
             require_outputs(weights.network, 1, "format `logit`")
