@@ -28,6 +28,7 @@ from scoring import load, score
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError
+from alarm_models.modeling.comet import CometForm, _CometHead
 from alarm_models.modeling.comet_conversion import convert
 from alarm_models.recipe.from_checkpoint import recipe_of_checkpoint
 from alarm_models.recipe.specs import CometSpec
@@ -172,6 +173,18 @@ def test_cometkiwi_gives_the_published_score(tmp_path: Path) -> None:
         assert one.segments is None
     with pytest.raises(RecipeError, match="does not read a reference"):
         load(CometSpec(checkpoint=str(folder), reference="{reference}"))
+
+
+@torch.inference_mode()
+def test_normalized_layers_in_float16_do_not_overflow() -> None:
+    # 64 tokens of 1024 numbers: the largest float16 is 65504.
+    form = CometForm("unified_metric", "Tanh", None, "mix", "sparsemax", True, 1, ("mt", "src"))
+    torch.manual_seed(0)
+    head = _CometHead(form, torch.nn.Linear(1024, 1), None, torch.tensor([0.3, 0.7]))
+    layers = [torch.randn(1, 64, 1024).half() for _ in range(2)]
+    mask = torch.ones(1, 64, dtype=torch.long)
+    wanted = head.scores([one.float() for one in layers], mask).item()
+    assert head.half().scores(layers, mask).item() == pytest.approx(wanted, abs=0.01)
 
 
 def test_severities_are_what_the_recipe_says(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tiny import Checkpoint
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, RecipeError, SampleError
+from alarm_models.modeling.inputs import ModelInput
 from alarm_models.recipe.specs import MultiObjectiveSpec
 from alarm_models.types import Sample
 
@@ -112,6 +113,25 @@ def test_multi_objective_of_a_classifier_names_each_logit(
         assert one.outputs is not None
         assert list(one.outputs.values()) == computed(logits.tolist())
         assert one.value == computed(float(2 * logits[0] - logits[2]))
+
+
+def test_multi_objective_score_does_not_depend_on_the_default_dtype(tmp_path: Path) -> None:
+    # transformers sets it while it constructs another model, in another thread.
+    tiny.sequence_classifier("llama", tmp_path, labels=3)
+    model = load(
+        MultiObjectiveSpec(
+            checkpoint=str(tmp_path), template="{completion}", objectives=NAMES, weights={"help": 2}
+        )
+    )
+    (features,) = model.prepare(SAMPLES[:1])
+    assert isinstance(features, ModelInput)
+    (outputs,) = model.forward([features])
+    wanted = model.read(features, outputs)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert model.read(features, outputs) == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_multi_objective_without_weights_has_labels_and_no_score(

@@ -1,6 +1,8 @@
 """PackedBackbone beside PaddedBackbone: the same states from every architecture."""
 
+import copy
 from functools import cache
+from typing import Any
 
 import pytest
 import tiny
@@ -152,6 +154,59 @@ def test_packed_samples_past_a_sliding_window_are_exact_and_not_shared() -> None
     states, num_computed = packed("gemma2", batch)
     assert num_computed == [49, 50, 51]
     assert_computed(states, alone("gemma2", batch))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_told"), [("mistral", True), ("qwen2_moe", False), ("phimoe", False)]
+)
+@torch.inference_mode()
+def test_long_window_in_the_mask_alone_is_not_ignored(architecture: str, is_told: bool) -> None:
+    # Qwen2-MoE and PhiMoE apply their window by the mask, which packed batches do not have.
+    more: dict[str, Any] = {
+        "mistral": {},
+        "qwen2_moe": {
+            "use_sliding_window": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "num_experts": 4,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+        "phimoe": {"num_local_experts": 4},
+    }[architecture]
+    config = hf.CONFIG_MAPPING[architecture](
+        vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=2048,
+        initializer_range=0.3, pad_token_id=0, sliding_window=600, **more,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = hf.AutoModel.from_config(config).eval()
+    sample = random_ids(900, 3)
+    last = [ModelInput(sample, (Span(899, 900),), truncated=False)]
+    (wanted,) = PaddedBackbone(model).forward(last).states
+    served = select_backend(model)
+    assert isinstance(served, PackedBackbone) == is_told
+    assert_computed(served.forward(last).states[0], wanted)
+
+
+@torch.inference_mode()
+def test_error_in_16_bits_does_not_grow_with_the_number_of_prefixes() -> None:
+    torch.manual_seed(0)
+    config = tiny.config("llama", num_hidden_layers=4, max_position_embeddings=2048)
+    model = hf.AutoModel.from_config(config).bfloat16().eval()
+    exact = copy.deepcopy(model).float()
+    whole = random_ids(600, 4)
+    expected = exact(input_ids=torch.tensor([whole])).last_hidden_state[0, -1]
+    backbone = PackedBackbone(model, SdpaBackend(), share=True)
+
+    def error(depth: int) -> float:
+        samples = [whole[: 600 - 16 * n] for n in range(depth)]
+        batch = [
+            ModelInput(ids, (Span(len(ids) - 1, len(ids)),), truncated=False) for ids in samples
+        ]
+        state = backbone.forward(batch).states[0].float()
+        return float((state - expected).norm() / expected.norm())
+
+    assert error(35) < 1.3 * error(1)
 
 
 def test_packed_padding_id_inside_a_sample_keeps_robertas_positions() -> None:

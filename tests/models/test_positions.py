@@ -128,6 +128,15 @@ def test_dynamic_rope_after_a_long_sample_is_reset() -> None:
         assert output.item() == computed(plain(fresh, sample))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_stateful"),
+    [("phi3", True), ("llama-dynamic", True), ("bigbird", True), ("t5", False)],
+)
+def test_network_whose_passes_change_it_is_stateful(name: str, is_stateful: bool) -> None:
+    model = classifier(name)
+    assert (network(model).stateful is not None) == is_stateful
+
+
 def test_padded_longrope_splits_batches_at_its_limit() -> None:
     configuration, small = CONFIGURATIONS["phi3"]
     torch.manual_seed(0)

@@ -142,6 +142,34 @@ async def test_worker_long_pass_of_one_model_does_not_delay_others(
         assert (await same).json()["scores"][0]["score"] == 2
 
 
+@pytest.mark.parametrize("is_given_up", [False, True])
+async def test_worker_pass_delays_models_that_share_what_it_changes(
+    is_given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two recipes on one checkpoint with dynamic RoPE, whose passes change its frequencies.
+    monkeypatch.setattr(runtime, "_RELIEF_S", 0.1)
+    async with serving(FIGURE_1, forward_timeout_s=0.5 if is_given_up else 60) as server:
+        await server.engine.life.until_ready()
+        for model in (server.words, server.letters["a"]):
+            monkeypatch.setattr(model, "stateful", "one network", raising=False)
+        slow = asyncio.create_task(server.score("hold"))
+        await until_set(server.words.held)
+        shared, another = (
+            asyncio.create_task(
+                server.client.post("/score", json={"model": name, "samples": samples("A a")})
+            )
+            for name in "ab"
+        )
+        if is_given_up:
+            assert (await slow).json()["scores"][0]["error"]["code"] == "model_failed"
+        assert (await another).status_code == 200
+        assert not shared.done()
+        server.words.release.set()
+        assert (await shared).json()["scores"][0]["score"] == 0.5
+        if not is_given_up:
+            assert (await slow).json()["scores"][0]["score"] == 1
+
+
 def test_model_init_lock_does_not_wait_for_an_abandoned_pass() -> None:
     construction = ModelInitLock()
     inside, leave = threading.Event(), threading.Event()

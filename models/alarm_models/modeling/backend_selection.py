@@ -9,6 +9,7 @@ hides no error, if memory allows.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -69,6 +70,9 @@ _ROUNDING = 1e-5
 #: Maximum window for which the probe has longer samples.
 _MAX_PROBED_WINDOW = 512
 
+#: A window for short samples, by which it shows whether the mask applies the configured one.
+_SHORT_WINDOW = 8
+
 #: Configuration keys with lengths beyond which attention changes.
 _WINDOWS = re.compile(r"window(?!_layers)|chunk|block_size|local_attention")
 
@@ -101,6 +105,8 @@ class Backbone(Protocol):
 
     #: The kernels that its layers call.
     kernels: str
+    #: The model if passes change it, None otherwise.
+    stateful: PreTrainedModel | None
 
     @property
     def max_positions(self) -> int | None:
@@ -309,13 +315,15 @@ class _Reference:
     """Outputs of plain transformers, at the first and the last token of each sample.
 
     ``outputs`` is None if the model refuses the probe. ``state`` is set if forward passes change
-    the model.
+    the model. ``is_windowed`` says whether the attention mask applies a sliding window that no
+    sample of the probe is longer than.
     """
 
     outputs: list[torch.Tensor] | None
     state: ModuleState | None
     lengths: Lengths
     max_positions: int | None
+    is_windowed: bool
 
 
 def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded) -> _Reference:
@@ -352,7 +360,38 @@ def _run_reference(model: PreTrainedModel, probe: _Probe, run_padded: RunPadded)
         state if is_changed else None,
         lengths,
         tables.max_tokens,
+        not is_refused and _masks_long_window(model, probe, outputs, run_padded),
     )
+
+
+def _masks_long_window(
+    model: PreTrainedModel,
+    probe: _Probe,
+    outputs: Sequence[torch.Tensor],
+    run_padded: RunPadded,
+) -> bool:
+    """Whether outputs change with the configured window, which no sample of the probe exceeds.
+
+    Packed batches have no mask: their attention layers must be called with the window.
+    """
+    config: Any = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not isinstance(window, int) or not _MAX_PROBED_WINDOW < window < _max_positions(config):
+        return False
+    ids = probe.group[-1]
+    try:
+        config.sliding_window = _SHORT_WINDOW
+        changed = torch.cat(run_padded(_ends_read([ids])))
+    except _REFUSALS:
+        return True
+    finally:
+        config.sliding_window = window
+    return not torch.equal(changed, outputs[probe.samples.index(ids)])
+
+
+def _max_positions(config: Any) -> float:
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) else math.inf
 
 
 class _Layout(NamedTuple):
@@ -446,8 +485,10 @@ def _fastest_packed(
                 lengths=reference.lengths,
                 max_positions=reference.max_positions,
             )
-            if _serves_batch(packed, probe, reference) and (
-                not packed.has_prefix_cache or _serves_cached(packed, probe, reference)
+            if (
+                _serves_batch(packed, probe, reference)
+                and (not packed.has_prefix_cache or _serves_cached(packed, probe, reference))
+                and (packed.windows or not reference.is_windowed)
             ):
                 packed.clear_prefix_cache()
                 return packed, layout

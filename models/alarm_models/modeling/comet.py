@@ -196,6 +196,7 @@ class CometNetwork:
         self.num_outputs = 1 + head.num_tags
         self.pooling: Pooling | None = Pooling.OWN
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
+        self.stateful = model if self._padding.is_stateful else None
         self.cost = self._padding.cost
         kernels = select_kernels(
             model, lambda batch: torch.cat(self._padding.run(batch, self._run_padded))

@@ -87,6 +87,7 @@ class TextGenerator:
         self.config: Any = model.config.get_text_config()
         self.dtype = model.dtype
         self._lengths = lengths_of(model)
+        self.stateful = model if self._lengths.is_stateful else None
         own = _own_generation_config(model)
         own_ends = own.eos_token_id
         ends = [own_ends] if isinstance(own_ends, int) else list(own_ends or ())

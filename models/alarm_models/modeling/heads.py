@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,8 +27,8 @@ __all__ = [
     "weighed_head",
 ]
 
-#: Decoders whose logits are the output of a linear head, with the configured softcap if any.
-_PLAIN_VOCABULARY = {"llama", "mistral", "qwen2", "qwen3", "gemma2"}
+#: Number of tokens, of each of two samples, by which a vocabulary head is compared with its model.
+_NUM_COMPARED = 8
 
 
 class Pooling(StrEnum):
@@ -135,21 +135,57 @@ def mlp(
 
 
 def vocabulary_head(model: PreTrainedModel, token_ids: Sequence[int]) -> Head | None:
-    """Return a causal model's head for some tokens; None if its structure is not known."""
+    """Return a causal model's head for some tokens; None if it is not one of the known forms.
+
+    Those are a linear layer on the states of the base, whose output may be scaled (Cohere,
+    Granite) or capped (Gemma 2) as configured. The first of them is returned that gives the
+    model's own logits.
+    """
+    forms = (one for one in _vocabulary_forms(model) if _gives_logits(model, one))
+    logits = next(forms, None)
+    if logits is None:
+        return None
+    return Head(
+        lambda states: select_token_logits(logits(states), token_ids),
+        len(token_ids) + 1,
+        Pooling.LAST,
+    )
+
+
+def _vocabulary_forms(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Yield the functions from states to logits that a configuration suggests."""
     causal: Any = model
     config = causal.config.get_text_config()
     linear = causal.get_output_embeddings()
-    if config.model_type not in _PLAIN_VOCABULARY or not isinstance(linear, torch.nn.Linear):
-        return None
-    cap = getattr(config, "final_logit_softcapping", None)
+    if not isinstance(linear, torch.nn.Linear) or causal.base_model is causal:
+        return
+    if cap := getattr(config, "final_logit_softcapping", None):
+        yield lambda states: torch.tanh(linear(states) / cap) * cap
+    if factor := getattr(config, "logit_scale", None):
+        yield lambda states: linear(states) * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        yield lambda states: linear(states) / divisor
+    yield linear
 
-    def apply(states: torch.Tensor) -> torch.Tensor:
-        logits = linear(states)
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return select_token_logits(logits, token_ids)
 
-    return Head(apply, len(token_ids) + 1, Pooling.LAST)
+def _gives_logits(model: PreTrainedModel, form: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether a form applied to the states of the base equals the logits, but for rounding.
+
+    Both are computed from the same states, so that nothing but the form can differ.
+    """
+    causal: Any = model
+    table = causal.get_input_embeddings()
+    choose = torch.Generator().manual_seed(0)
+    ids = torch.randint(table.num_embeddings, (2, _NUM_COMPARED), generator=choose)
+    inputs = {"input_ids": ids.to(model.device), "use_cache": False}
+    try:
+        with torch.inference_mode():
+            wanted = causal(**inputs).logits.float()
+            found = form(causal.base_model(**inputs).last_hidden_state).float()
+    except Exception:  # a model whose code differs may raise anything
+        return False
+    error = torch.finfo(model.dtype).eps
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=error, atol=error)
 
 
 def select_token_logits(logits: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:

@@ -98,6 +98,8 @@ class Network(Protocol):
     max_positions: int | None
     #: How it runs batches: layout, and the kernels of attention and linear layers.
     execution: str
+    #: The model if forward passes change it, None otherwise: no two of one may run at once.
+    stateful: PreTrainedModel | None
 
     def forward(self, batch: Sequence[ModelInput]) -> ForwardOutput:
         """Run one batch."""
@@ -118,6 +120,7 @@ class HeadedNetwork:
         self.cost: BatchLayout = backbone.cost
         self.pooling = head.pooling
         self.max_positions = backbone.max_positions
+        self.stateful = backbone.stateful
         self.execution = execution(backbone)
 
     @property
@@ -209,6 +212,7 @@ class WholeNetwork:
         self.num_outputs = int(self._model.config.num_labels or 0)
         self.pooling: Pooling | None = Pooling.OWN
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
+        self.stateful = model if self._padding.is_stateful else None
         self.cost = self._padding.cost
         kernels = select_kernels(
             model, lambda batch: torch.cat(self._padding.run(batch, self._run_padded))
@@ -269,6 +273,7 @@ class OwnForwardNetwork:
             )
         self.num_outputs = short
         self._padding, self.max_positions = probe_padding(model, self._run_padded)
+        self.stateful = model if self._padding.is_stateful else None
         self.cost = self._padding.cost
         self.execution = f"layout={self.cost.value}"
 

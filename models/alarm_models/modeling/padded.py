@@ -38,6 +38,11 @@ class PaddingPolicy:
         """The layout that determines the cost of a batch."""
         return BatchLayout.PADDED if self.is_padded else BatchLayout.SINGLE
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether a pass changes the model, so that no two may run at once."""
+        return self.state is not None or self.lengths.is_stateful
+
     def run(
         self,
         batch: Sequence[ModelInput],
@@ -74,6 +79,7 @@ class PaddedBackbone:
         self._model: Any = model
         self._has_global = has_global
         self._padding = padding or PaddingPolicy()
+        self.stateful = model if self._padding.is_stateful else None
         self.cost = self._padding.cost
         self.name = self.cost.value
         self.kernels = f"linear={PLAIN} fused={NO_KERNELS}"

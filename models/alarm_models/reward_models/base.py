@@ -214,6 +214,14 @@ class NeuralRewardModel(ABC):
             return None
         return self._network.backbone, self.probe.ids, self.probe.token_type_ids
 
+    @property
+    def stateful(self) -> Hashable | None:
+        """What forward passes change, which models of one checkpoint share; None if nothing.
+
+        No two passes with the same may run at once.
+        """
+        return self._network.stateful
+
     def clear_prefix_cache(self) -> None:
         """Free the keys and values of earlier batches."""
         self._network.clear_prefix_cache()

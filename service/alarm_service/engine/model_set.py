@@ -151,6 +151,12 @@ class LoadedModel:
         return None if not keys or None in keys else keys
 
     @property
+    def stateful(self) -> Hashable | None:
+        """What forward passes change, which other models may share; None if nothing."""
+        found = tuple(getattr(model, "stateful", None) for model in self.replicas)
+        return found if any(one is not None for one in found) else None
+
+    @property
     def hidden_size(self) -> int | None:
         """The hidden size of a network with full attention; None if unknown."""
         config = getattr(self.model, "config", None) if self.replicas else None

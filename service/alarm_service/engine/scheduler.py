@@ -435,16 +435,17 @@ class RequestQueue:
         for work, reason in refused:
             work.deliver(reason)
 
-    def take(self, busy: Callable[[], Container[str]] = tuple) -> list[QueuedSample] | None:
+    def take(
+        self, is_busy: Callable[[LoadedModel], bool] = lambda _: False
+    ) -> list[QueuedSample] | None:
         """Wait for samples and take a batch of one model by fair queueing; None after `close`.
 
-        Models that are ``busy`` are skipped.
+        Models that are busy are skipped.
         """
         with self._changed:
             while True:
-                left_out = busy() if self._queues else ()
                 for turn in self._order:
-                    if turn.waiting.name not in left_out:
+                    if not is_busy(turn.waiting):
                         return self._take(turn.waiting)
                 if self._closed is not None:
                     return None

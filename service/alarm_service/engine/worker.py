@@ -26,6 +26,7 @@ from alarm_models.process_tuning import trim_malloc
 from alarm_models.reward_models.base import NeuralRewardModel, RewardModel
 from alarm_models.types import Score
 from alarm_service.engine.lifecycle import Lifecycle
+from alarm_service.engine.model_set import LoadedModel
 from alarm_service.engine.scheduler import (
     Companion,
     Outcome,
@@ -374,11 +375,11 @@ class DeviceWorker:
         with self._lock:
             return sum(worker.is_given_up and worker.is_alive() for worker in self._workers)
 
-    def busy_models(self) -> set[str]:
-        """Return the models in long forward passes, which other threads must not run."""
+    def is_busy(self, model: LoadedModel) -> bool:
+        """Whether a thread is in a long forward pass beside which a model must not run."""
         with self._lock:
-            relieved = [worker for worker in self._workers if worker.is_relieved()]
-        return {worker.model for worker in relieved}
+            workers = list(self._workers)
+        return any(worker.blocks(model) for worker in workers)
 
     @contextmanager
     def threads_for(
@@ -409,7 +410,9 @@ class DeviceWorker:
 
     def relieve(self, worker: _Worker) -> None:
         """Start another thread for the other models while a long forward pass runs on a CPU."""
-        if self.is_cpu and not self.busy_models() and worker.retire():
+        with self._lock:
+            is_relieved = any(one.is_relieved() for one in self._workers)
+        if self.is_cpu and not is_relieved and worker.retire():
             self._start_worker()
 
     def on_forward_timeout(self, worker: _Worker) -> None:
@@ -528,6 +531,8 @@ class _Worker:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._lock = threading.Lock()
         self._part = _Part([], [])
+        #: The model of a pass that was given up, until it returns.
+        self._hung: LoadedModel | None = None
         self.is_given_up = False
         self.was_relieved = False
         self._watchdogs = []
@@ -573,17 +578,32 @@ class _Worker:
         with self._lock:
             return self.was_relieved and not self.is_given_up and bool(self._part.running)
 
-    @property
-    def model(self) -> str:
-        """The model of the running batch; None between batches."""
-        running = self._part.running
-        return running[0].model.name if running else ""
+    def blocks(self, model: LoadedModel) -> bool:
+        """Whether a model must not run beside the running pass, which is long or was given up.
+
+        That is so for the same model in a long pass, and always for models whose passes change what
+        they share: both would compute wrong scores.
+        """
+        with self._lock:
+            if self.is_given_up:
+                running = self._hung
+            elif self.was_relieved and self._part.running:
+                running = self._part.running[0].model
+            else:
+                return False
+            is_hung = self.is_given_up
+        if running is None:
+            return False
+        if running.stateful is not None and running.stateful == model.stateful:
+            return True
+        return running.name == model.name and not is_hung
 
     def give_up(self) -> tuple[str, list[QueuedSample], list[QueuedSample]]:
         """Abandon the running pass; return its model, its samples, and those still to run."""
         with self._lock:
             self.is_given_up = True
             part, self._part = self._part, _Part([], [])
+            self._hung = part.running[0].model if part.running else None
         others = [work for works in part.pending for work in works]
         model = part.running[0].model.name if part.running else ""
         return model, part.running, others
@@ -592,7 +612,7 @@ class _Worker:
         device = self._device
         try:
             while not self._is_done():
-                batch = device.queue.take(device.busy_models)
+                batch = device.queue.take(device.is_busy)
                 if batch is None:
                     break
                 if self._is_done():  # abandoned as its last batch ended: another thread runs
@@ -610,9 +630,10 @@ class _Worker:
         finally:
             for watchdog in self._watchdogs:
                 watchdog.close()
+            self._hung = None
             if self.is_given_up:
                 device.on_worker_returned(self)
-            elif self.was_relieved:
+            if self.is_given_up or self.was_relieved:
                 device.queue.wake()
 
     def _is_done(self) -> bool:

@@ -104,6 +104,8 @@ def _attention_function(
         refuse_shared_prefixes(context)
     key, value = context.with_cached_kv(module, key, value)
     window = None
+    if sliding_window is not None:
+        context.windows.add(sliding_window)
     if sliding_window is not None and context.derived(PackedBatch.is_cut_by, sliding_window):
         window = Window(sliding_window - 1, 0 if causal else sliding_window - 1)
     params = AttentionParams(scaling or query.shape[-1] ** -0.5, causal, window, softcap)

@@ -56,6 +56,7 @@ class PackedBackbone:
         self._model: Any = model
         self._share = share
         self._lengths = lengths or Lengths()
+        self.stateful = model if self._lengths.is_stateful else None
         self._prefix_caches = PrefixCaches(
             prefix_cache_bytes if share else 0, self._lengths, pooled=model.device.type == "cpu"
         )
@@ -69,6 +70,8 @@ class PackedBackbone:
         # An unused window may also be 0 (Qwen2-MoE).
         self._window = getattr(model.config.get_text_config(), "sliding_window", None) or None
         self._padding = first_position(model)
+        #: The sliding windows that attention layers were called with so far.
+        self.windows: set[int] = set()
 
     @property
     def has_prefix_cache(self) -> bool:
@@ -116,6 +119,7 @@ class PackedBackbone:
             ids, owners = [one.ids for one in batch], [one.owner for one in batch]
             kv = context.kv
             cache.insert(CachedBatch(ids, packed.key_spans, kv.layers, owners, kv.blocks))
+        self.windows |= context.windows
         lengths = [span.end - span.start for _, span in spans]
         if len(states) != len(lengths):
             states = torch.stack([part.mean(0) for part in torch.split(states, lengths)])

@@ -314,12 +314,14 @@ class ForwardContext:
 
     ``reads`` has the sample and the position in it of each read; ``read_places`` the index in the
     row. ``kv`` inserts cached keys and values and stores new ones, if there is a prefix cache.
+    ``windows`` are the sliding windows that attention layers were called with.
     """
 
     batch: PackedBatch
     reads: Sequence[tuple[int, int]]
     read_places: Sequence[int]
     kv: BatchKV | None = None
+    windows: set[int] = field(default_factory=set)
     _derived: dict[object, Any] = field(default_factory=dict)
 
     def derived(self, make: Callable[[PackedBatch, *_Ts], _T], *arguments: *_Ts) -> _T:

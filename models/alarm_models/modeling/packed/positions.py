@@ -163,6 +163,11 @@ class Lengths:
         """Whether each length above the last limit is a separate class."""
         return self._is_open
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether a pass changes rotary embeddings, so that no two may run at once."""
+        return self._state is not None or self.num_classes > 1 or self._is_open
+
     def of(self, num_tokens: int) -> int:
         """Return the class of a sample's length, numbered from 0."""
         index = bisect_left(self._limits, num_tokens)
