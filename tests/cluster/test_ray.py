@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from processes import recipe_of
-from replica_processes import pids_of
+from replica_processes import pids_of, pids_of_actors
 from tiny import Checkpoint
 from tolerance import computed
 
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # Ray's own
 ]
 
-PATIENCE_S = 300
+PATIENCE_S = 120
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 8
 COMPLETIONS = ["It does.", "It does not.", "Foxes sleep at noon.", "Who knows?"]
 
@@ -196,8 +196,8 @@ async def test_ray_replicas_that_do_not_fit_are_reported_with_what_to_set(
     cluster: str, recipe: Path
 ) -> None:
     async with serving(recipe, cpus_per_replica=5) as client:
-        told = await reason(client, "want")
-    assert "2 replicas of 1 model want 5 CPUs each" in told
+        told = await reason(client, "require")
+    assert "2 replicas of 1 model require 5 CPUs each" in told
     assert "8 CPUs on 1 node has capacity for 1: set --replicas 1 or --cpus-per-replica 4" in told
 
 
@@ -213,10 +213,44 @@ async def test_ray_replicas_wait_for_used_resources_and_this_is_reported(
     other = ray.remote(Other).options(num_cpus=7).remote()
     assert ray.get(other.is_there.remote())
     async with serving(recipe, cpus_per_replica=2) as client:
-        told = await reason(client, "others use the cluster")
-        assert "2 replicas of 1 model want 2 CPUs each" in told
-        ray.kill(other)
+        try:
+            told = await reason(client, "others use the cluster")
+        finally:
+            ray.kill(other)
+        assert "2 replicas of 1 model require 2 CPUs each" in told
         await score(client, sample(0))  # once there is room
+
+
+async def test_ray_sleeping_server_has_no_replicas_and_starts_no_process_per_wake(
+    cluster: str, recipe: Path
+) -> None:
+    key = "a key of an administrator"
+    revision = uuid4().hex
+    async with serving(recipe, admin_key=(key,), revision=revision) as client:
+        client.headers["authorization"] = f"Bearer {key}"
+        await score(client, sample(0))
+        owners = pids_of_actors("OwnerLiveness")  # of earlier tests too
+        assert owners
+        assert (await client.post("/admin/sleep")).status_code == 200
+        assert not pids_of(f"alarm-{revision}-rm")
+        assert (await client.post("/admin/wake")).status_code == 200
+        await score(client, sample(0))
+        assert sorted(pids_of_actors("OwnerLiveness")) == sorted(owners)
+
+
+async def test_ray_lease_manager_that_restarts_gets_its_leases_again(
+    cluster: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from alarm_service.ray import leases
+
+    monkeypatch.setattr(leases, "_RENEWAL_S", 0.2)
+    async with serving(recipe) as client:  # waits at its end until the model is deleted
+        await score(client, sample(0))
+        ray.kill(leases.lease_manager(), no_restart=False)
+        await asyncio.sleep(5)
+        await score(client, sample(0))
 
 
 async def test_ray_queued_tokens_add_replicas(cluster: str, recipe: Path) -> None:

@@ -1,5 +1,7 @@
 """Validates the manifests with Kubernetes' schemas and with the server's options."""
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from alarm_service.api.status_routes import router
 from alarm_service.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
+BASE = FOLDER / "gpu"
 #: Kubernetes of early 2025 on; the fields are older.
 VERSION = "1.32"
 #: These are kustomize's and KubeRay's own.
@@ -46,7 +49,7 @@ OWN = [
     for one in documents(file)
     if one["kind"] not in FOREIGN
 ]
-(DEPLOYMENT,) = documents(FOLDER / "deployment.yaml")
+(DEPLOYMENT,) = documents(BASE / "deployment.yaml")
 RAY_SERVICE, RAY_WEIGHTS = documents(FOLDER / "ray" / "rayservice.yaml")
 CLUSTER: dict[str, Any] = RAY_SERVICE["spec"]["rayClusterConfig"]
 
@@ -58,7 +61,7 @@ def test_manifest_matches_its_schema(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["deployment.yaml", "weights.yaml"])
 def test_manifest_with_cpu_patch_matches_its_schema(name: str) -> None:
-    (base,), (patch,) = documents(FOLDER / name), documents(PATCHES / name)
+    (base,), (patch,) = documents(BASE / name), documents(PATCHES / name)
     validate(merged(base, patch))
 
 
@@ -70,13 +73,43 @@ def test_schema_check_rejects_an_unknown_key() -> None:
 
 
 def test_files_of_kustomizations_exist() -> None:
-    for folder in (FOLDER, PATCHES):
+    for folder in (BASE, PATCHES):
         (one,) = documents(folder / "kustomization.yaml")
         named = [*one["resources"], *(patch["path"] for patch in one.get("patches", ()))]
         assert all((folder / name).exists() for name in named)
-    (base,) = documents(FOLDER / "kustomization.yaml")
-    there = {file.name for file in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+    (base,) = documents(BASE / "kustomization.yaml")
+    there = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(base["resources"]) == there
+
+
+@pytest.mark.parametrize("folder", [BASE, PATCHES])
+def test_no_kustomization_is_inside_one_that_it_uses(folder: Path) -> None:
+    # kustomize refuses a base that contains its overlay, as a cycle.
+    (one,) = documents(folder / "kustomization.yaml")
+    used = [(folder / name).resolve() for name in one["resources"] if not name.endswith(".yaml")]
+    assert not any(folder.resolve().is_relative_to(base) for base in used)
+    if tool := shutil.which("kubectl"):
+        done = subprocess.run(
+            [tool, "kustomize", folder], capture_output=True, text=True, check=True
+        )
+        found = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+        (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == f"alarm:{folder.name}"
+
+
+def test_pods_get_no_variables_of_services() -> None:
+    # A Service named `alarm` would set ALARM_PORT to a URL, which is an option of the server.
+    (service,) = documents(BASE / "service.yaml")
+    assert f"{service['metadata']['name'].upper()}_PORT" == "ALARM_PORT"
+    pods = [DEPLOYMENT["spec"]["template"], *pods_of_cluster()]
+    assert [pod["spec"]["enableServiceLinks"] for pod in pods] == [False] * 3
+
+
+def test_pods_can_write_their_volumes() -> None:
+    for pod in (DEPLOYMENT["spec"]["template"], *pods_of_cluster()):
+        security = pod["spec"]["securityContext"]
+        assert security["runAsUser"] == security["fsGroup"] == 10001
+    assert "--uid 10001" in (FOLDER.parent / "Dockerfile").read_text()
 
 
 def test_cpu_pod_requests_no_gpu() -> None:

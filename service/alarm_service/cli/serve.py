@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
+from collections.abc import Callable
 
 import structlog
 
@@ -24,6 +26,9 @@ from alarm_service.preflight import (
 from alarm_service.settings import Settings
 
 __all__ = ["add_serve"]
+
+#: Seconds between logs of a Ray cluster that does not answer.
+_CONNECTION_LOG_S = 10.0
 
 _log = structlog.get_logger()
 
@@ -65,7 +70,33 @@ def _run_serve(options: argparse.Namespace) -> int:
     if settings.ray:
         from alarm_service.ray.model import RayModelLoader, connect
 
-        # Ray replaces signal handlers, so connect before the server installs its own.
-        connect(settings)
+        if settings.ray_address is None:
+            # Ray replaces signal handlers, so connect before the server installs its own.
+            connect(settings)
+        else:
+            _join_cluster(lambda: connect(settings), settings.ray_address)
         return serve(recipes, settings, listener, RayModelLoader(settings))
     return serve(recipes, settings, listener)
+
+
+def _join_cluster(connect: Callable[[], None], address: str) -> None:
+    """Join a Ray cluster in another thread: Ray waits for one without regard for SIGTERM.
+
+    A local cluster is not started so: it would end with the thread.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            connect()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="ray", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_CONNECTION_LOG_S)
+        if thread.is_alive():
+            _log.warning("waiting for the Ray cluster", address=address)
+    if failed:
+        raise failed[0]

@@ -304,10 +304,12 @@ class ModelSetHolder:
 
 
 async def close_models(models: Sequence[Model]) -> None:
-    """Close host models; if one fails, the others are still closed."""
-    for model in models:
-        if isinstance(model, HostModel):
-            try:
-                await model.close()
-            except Exception as error:  # no request uses it any more
-                _log.warning("closing a model failed", error=repr(error))
+    """Close host models at once; if one fails, the others are still closed."""
+
+    async def close(model: HostModel) -> None:
+        try:
+            await model.close()
+        except Exception as error:  # no request uses it any more
+            _log.warning("closing a model failed", error=repr(error))
+
+    await asyncio.gather(*(close(one) for one in models if isinstance(one, HostModel)))

@@ -7,13 +7,26 @@ run them.
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from alarm_service.ray.replica import DeploymentConfig, application_of
+import structlog
+
+if TYPE_CHECKING:  # an actor's process imports this module, and should not import torch
+    from alarm_service.ray.replica import DeploymentConfig
 
 __all__ = ["DeploymentLease", "LeaseManager", "Leases", "lease_manager", "owner_liveness"]
+
+#: Seconds between renewals of leases, which a lease manager that was restarted does not have.
+_RENEWAL_S = 10.0
+
+#: Seconds that releasing a lease may take, as where the cluster is gone.
+_RELEASE_S = 10.0
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -53,24 +66,31 @@ class LeaseManager:
 
     def __init__(self) -> None:
         self._leases = Leases()
-        self._watching: set[asyncio.Task[None]] = set()
+        self._watching: dict[str, asyncio.Task[None]] = {}
 
-    async def register(self, holder: str, liveness: list[Any]) -> None:
-        """Release a holder's leases once its process ends."""
-        task = asyncio.create_task(self._watch(holder, liveness[0]))
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
+    async def register(self, holder: str, liveness: list[Any], names: Sequence[str] = ()) -> None:
+        """Note the leases of a holder; release them once its process ends.
+
+        A holder that is known stays as it is.
+        """
+        if holder in self._watching:
+            return
+        for name in names:
+            self._leases.take(name, holder)
+        self._watching[holder] = asyncio.create_task(self._watch(holder, liveness[0]))
 
     async def take(self, name: str, holder: str) -> bool:
         """Add a holder of a deployment; return whether it is the first, which has to deploy it."""
         return self._leases.take(name, holder)
 
-    async def release(self, name: str, holder: str) -> None:
-        """Delete a deployment once its last holder has released it."""
+    async def release(self, name: str, holder: str) -> bool:
+        """Delete a deployment once its last holder has released it; return whether this was it."""
         from ray import serve
 
-        if self._leases.release(name, holder):
+        is_last = self._leases.release(name, holder)
+        if is_last:
             await asyncio.to_thread(serve.delete, name, _blocking=False)
+        return is_last
 
     async def _watch(self, holder: str, liveness: Any) -> None:
         from ray.exceptions import RayError
@@ -80,6 +100,7 @@ class LeaseManager:
         except RayError:  # it has ended
             for name in self._leases.names_of(holder):
                 await self.release(name, holder)
+            del self._watching[holder]
 
 
 class OwnerLiveness:
@@ -110,25 +131,61 @@ def owner_liveness() -> Any:
 
 
 class DeploymentLease:
-    """This process's leases: the first holder of a deployment deploys it."""
+    """This process's leases: the first holder of a deployment deploys it.
+
+    They are renewed, for a lease manager that was restarted has none.
+    """
 
     def __init__(self) -> None:
-        import ray
-
         self._holder = uuid4().hex
+        self._names: set[str] = set()
+        self._lock = threading.Lock()
         self._liveness = owner_liveness()
         self._lease_manager = lease_manager()
-        ray.get(self._lease_manager.register.remote(self._holder, [self._liveness]))
+        self._register()
+        threading.Thread(target=self._renew, name="leases", daemon=True).start()
 
     def take(self, plan: DeploymentConfig) -> None:
         """Lease a deployment; blocks until Serve has it, not until it has replicas."""
         import ray
         from ray import serve
 
-        if ray.get(self._lease_manager.take.remote(plan.name, self._holder)):
+        from alarm_service.ray.replica import application_of
+
+        with self._lock:
+            is_first = ray.get(self._lease_manager.take.remote(plan.name, self._holder))
+            self._names.add(plan.name)
+        if is_first:
             target = serve.RunTarget(application_of(plan), plan.name, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
 
-    def release(self, name: str) -> None:
-        """Release a deployment, without waiting."""
-        self._lease_manager.release.remote(name, self._holder)
+    def release(self, name: str) -> bool:
+        """Release a deployment; return whether it was the last lease, so that it is deleted."""
+        import ray
+
+        with self._lock:
+            self._names.discard(name)
+            released = self._lease_manager.release.remote(name, self._holder)
+        return bool(ray.get(released, timeout=_RELEASE_S))
+
+    def _register(self) -> None:
+        import ray
+
+        with self._lock:
+            ray.get(
+                self._lease_manager.register.remote(
+                    self._holder, [self._liveness], sorted(self._names)
+                )
+            )
+
+    def _renew(self) -> None:
+        from ray.exceptions import RayError
+
+        stopped = threading.Event()
+        while not stopped.wait(_RENEWAL_S):
+            try:
+                self._register()
+            except RayError as error:  # it is being restarted, or the cluster is gone
+                _log.warning("leases not renewed", error=repr(error)[:200])
+            except Exception:  # Ray was shut down
+                return

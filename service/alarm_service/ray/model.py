@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -223,8 +224,16 @@ class RayModel(HostModel):
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def close(self) -> None:
-        """Release the lease; the deployment is deleted once no ingress leases it."""
-        await asyncio.to_thread(self._lease.release, self._plan.name)
+        """Release the lease; return once the deployment is deleted, if no other ingress leases it.
+
+        Its replicas' memory is free then. The wait is limited by the time that replicas may drain.
+        """
+        if not await asyncio.to_thread(self._lease.release, self._plan.name):
+            return
+        async with asyncio.timeout(self._plan.settings.drain_s + _SETTLED_S):
+            # Serve tells nobody.
+            while self._plan.name in (await asyncio.to_thread(serve.status)).applications:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
 
     async def _until_running(self) -> None:
         began = logged = time.monotonic()
@@ -300,6 +309,8 @@ class RayModelLoader:
         self._settings = settings
         self._revision = revision
         self._load = load
+        #: All leases of this process; None until there is a deployment.
+        self._lease: DeploymentLease | None = None
 
     def __call__(
         self, wanted: Mapping[str, ServedModel], device: torch.device
@@ -315,10 +326,10 @@ class RayModelLoader:
             for key, served in wanted.items()
             if key not in planned
         }
-        lease = DeploymentLease()
         for key, plan in planned.items():
-            lease.take(plan)
-            models[key] = RayModel(plan, lease)
+            self._lease = self._lease or DeploymentLease()
+            self._lease.take(plan)
+            models[key] = RayModel(plan, self._lease)
         return {key: models[key] for key in wanted}
 
 
@@ -328,12 +339,17 @@ def connect(settings: Settings, http_options: Mapping[str, Any] | None = None) -
     Without ``http_options`` no proxy is started: requests come through this process. If Serve is
     already running on the cluster, its proxies are not changed.
     """
+    for name in ("ray", "ray.serve"):  # they write their own lines
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
         ray.init(
             address=settings.ray_address,
             log_to_driver=settings.log_level == "debug",
+            configure_logging=False,  # it would write its own lines
             **({} if settings.ray_address else own),
         )
     if http_options is None:
