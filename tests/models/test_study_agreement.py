@@ -38,6 +38,14 @@ def test_agreement_counts_equal_those_by_hand() -> None:
     assert found.tau_b.value == 0.0  # (1 - 1) / sqrt(3 * 4)
 
 
+def test_tau_b_has_no_interval_if_the_aspect_decides_in_few_prompts() -> None:
+    holistic = [1.0, 0.0] * 10
+    found = agree(holistic, [1.0, *[0.0] * 19], [index // 2 for index in range(20)])
+    assert found.tau_b.value == pytest.approx(0.1**0.5)  # 1 / sqrt(1 * 10)
+    assert np.isnan(found.tau_b.low)
+    assert np.isnan(found.untied.low)
+
+
 @pytest.mark.parametrize(("num_levels", "ties"), [(1000, 0.0), (5, 0.2), (1, 1.0)])
 def test_agreement_of_constant_aspect_is_high_by_ties_alone(num_levels: int, ties: float) -> None:
     prompts = np.repeat(np.arange(20_000), 2)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from fastapi.responses import JSONResponse
 from tcp import over_tcp
 
 from alarm_models.recipe.loader import load_recipe
+from alarm_models.types import Sample
 from alarm_service.api.app import create_app
 from alarm_service.cli.main import main
-from alarm_service.evaluation import calibrate
+from alarm_service.evaluation import calibrate, scoring
 from alarm_service.settings import Settings
 
 #: The holistic reward is the number of words; `brevity` falls with it, and `same` follows it.
@@ -171,6 +173,17 @@ def test_calibrate_finds_constants_and_writes_them(
     # `same` names a mean, so it is normalized; `brevity` names none, and stays as it is.
     assert written.aspects["same"].mean == 2
     assert written.aspects["brevity"].mean == 0
+    # What the aspects add is reported with the constants that are written.
+    assert found["additions"]["same"]["mean"] == pytest.approx(1.5**0.5)
+    again = run(capsys, "calibrate", file, "--recipe", out, "--admit", "0.4")
+    assert again["additions"]["same"]["mean"] == pytest.approx(1.5**0.5, abs=1e-5)
+
+
+def test_equal_samples_are_scored_once_so_that_they_tie(recipe: Path) -> None:
+    first, second = Sample("p", "a"), Sample("p", "b")
+    served = load_recipe(str(recipe))
+    places, distinct = scoring._distinct([first, second, replace(first)], ["words"], served)
+    assert (list(places), list(distinct)) == ([0, 1, 0], [first, second])
 
 
 @pytest.mark.parametrize(

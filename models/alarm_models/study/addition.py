@@ -53,19 +53,24 @@ class Addition:
             units = "words" if self.mean_segments is None else "segments"
             return (
                 f"adds {self.mean:+.3f} per completion; the correlation is "
-                f"{self.with_score:.2f} with the "
-                f"aspect's score and {self.with_length:.2f} with the number of {units}"
+                f"{_r(self.with_score)} with the "
+                f"aspect's score and {_r(self.with_length)} with the number of {units}"
             )
         summary = (
             f"a right segment adds {self.right:+.3f} and a wrong one {self.wrong:+.3f}; "
             f"a completion with {self.mean_segments:.1f} segments gets {self.mean:+.3f}"
         )
         if not self.is_length_bonus:
-            return f"{summary}; the correlation with their number is {self.with_length:.2f}"
+            return f"{summary}; the correlation with their number is {_r(self.with_length)}"
         return (
             f"{summary}, and {self.unearned:.0%} of that if all were wrong: a bonus for more "
-            f"segments (r = {self.with_length:.2f}), not for right ones (r = {self.with_score:.2f})"
+            f"segments (r = {_r(self.with_length)}), not for right ones (r = {_r(self.with_score)})"
         )
+
+
+def _r(value: float) -> str:
+    """Format a correlation; constants have none."""
+    return "not defined" if math.isnan(value) else f"{value:.2f}"
 
 
 def addition(

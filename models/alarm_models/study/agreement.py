@@ -52,6 +52,7 @@ def agreement(
     num_pairs = int(np.count_nonzero(theirs))
     num_tied = int(np.count_nonzero((ours == 0) & (theirs != 0)))
     tie_share = _share(num_tied, num_pairs)
+    untied = group_sums([against, decided], pairs)
     return Agreement(
         num_pairs=num_pairs,
         num_tied=num_tied,
@@ -59,8 +60,10 @@ def agreement(
         inconsistency=_share(int(np.count_nonzero(against)), num_pairs),
         tie_share=tie_share,
         by_chance=0.5 * (1 - tie_share),
-        untied=estimate(group_sums([against, decided], pairs), ratio, resampling),
-        tau_b=estimate(group_sums([product, ours**2, theirs**2], pairs), _tau, resampling),
+        untied=estimate(untied, ratio, resampling),
+        tau_b=estimate(
+            group_sums([product, ours**2, theirs**2], pairs), _tau, resampling, untied[:, 1]
+        ),
     )
 
 

@@ -44,7 +44,12 @@ class Estimate:
         return self.low > value
 
 
-def estimate(sums: Floats, figure: Callable[[Floats], Floats], resampling: Resampling) -> Estimate:
+def estimate(
+    sums: Floats,
+    figure: Callable[[Floats], Floats],
+    resampling: Resampling,
+    counted: Floats | None = None,
+) -> Estimate:
     """Compute a statistic of sums over prompts, with its interval.
 
     ``sums`` is ``[prompts, columns]``; ``figure`` takes totals ``[..., columns]`` to ``[...]``.
@@ -52,11 +57,13 @@ def estimate(sums: Floats, figure: Callable[[Floats], Floats], resampling: Resam
     together, so that comparisons stay paired. Resamples without a value (0 / 0) are left out.
 
     There is no interval if so few prompts count that all could err in the same direction by chance
-    more often than the level allows: below six, at 95%. Their resamples differ too little.
+    more often than the level allows: below six, at 95%. Their resamples differ too little. A prompt
+    counts if ``counted``, ``[prompts]``, or else one of its sums, is not 0.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(figure(sums.sum(axis=0)))
-        num_counted = int(np.count_nonzero(np.any(sums != 0, axis=1)))
+        which = np.any(sums != 0, axis=1) if counted is None else counted
+        num_counted = int(np.count_nonzero(which))
         if 2.0 ** (1 - num_counted) > 1 - resampling.level:
             return Estimate(value, float("nan"), float("nan"))
         draws = np.concatenate([figure(total) for total in _totals(sums, resampling)])

@@ -101,7 +101,8 @@ _LIMITED = {
     "zero_deviation_share": "share of groups whose rewards are all equal",
     "ceiling_share": "share of samples within 1e-4 of the largest reward",
     "variance_share": "share of the variance of the reward that one aspect, or the rule, explains",
-    "opposed_share": "share of pairs of a group that an aspect orders against the holistic score",
+    "opposed_share": "share of adjacent pairs of a group that an aspect orders against the "
+    "holistic score",
     "shared_segment_share": "share of an aspect's segments whose text answers to other prompts "
     "have too",
     "length_correlation": "correlation of the reward with the completion's length, absolute",

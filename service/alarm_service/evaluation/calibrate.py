@@ -96,10 +96,12 @@ def calibrate(
         std=fitted.std,
         threshold=fitted.threshold,
     )
-    rewards = rewards_of(material.samples, recipe, scores, hierarchy)
     by_aspect = {name: scores.of(spec) for name, spec in recipe.aspects.items()}
+    spreads = {name: _spread(values_of(one)) for name, one in by_aspect.items()}
+    calibrated = _with_aspects(recipe, spreads)
+    rewards = rewards_of(material.samples, calibrated, scores, hierarchy)
     admitted_by_aspect = {
-        name: _scored_and_admitted(one, material.samples, recipe, name, admitted)
+        name: _scored_and_admitted(one, material.samples, calibrated, name, admitted)
         for name, one in by_aspect.items()
     }
     return CalibrationResult(
@@ -110,7 +112,7 @@ def calibrate(
         wanted_share=wanted_share,
         before=_constants_of(recipe, raw),
         found=fitted,
-        aspects={name: _spread(values_of(one)) for name, one in by_aspect.items()},
+        aspects=spreads,
         additions={name: addition(*one) for name, one in admitted_by_aspect.items()},
         shapings={name: shaping_choice(*one) for name, one in admitted_by_aspect.items()},
         holistic_part=_spread(recipe.holistic.weight * z[admitted]),
@@ -123,11 +125,7 @@ def calibrate(
 
 
 def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
-    """Return the constants to write: the holistic ones, and those of normalized aspects.
-
-    An aspect is normalized if it scores whole completions and its table has a mean or a standard
-    deviation. Others, such as probabilities, are used as they are.
-    """
+    """Return the constants to write: the holistic ones, and those of normalized aspects."""
     over = f"over {result.num_scored} completions, by alarm calibrate"
     changes = {
         "holistic.mean": _change(result.found.mean, over),
@@ -136,13 +134,36 @@ def changes_of(result: CalibrationResult, recipe: Recipe) -> dict[str, Change]:
             result.found.threshold, f"admits {result.found.admitted_share:.1%} of them"
         ),
     }
-    for name, spec in recipe.aspects.items():
+    for name in recipe.aspects:
         own = result.aspects[name]
-        is_whole = recipe.models[spec.model].judges_wholes
-        if is_whole and {"mean", "std"} & spec.model_fields_set and own.count and own.std > 0:
+        if _is_normalized(recipe, name, own):
+            over = f"over {own.count} completions, by alarm calibrate"
             changes[f"aspects.{name}.mean"] = _change(own.mean, over)
             changes[f"aspects.{name}.std"] = _change(own.std, over)
     return changes
+
+
+def _is_normalized(recipe: Recipe, name: str, own: Moments) -> bool:
+    """Whether an aspect gets a mean and a standard deviation.
+
+    That is so if it scores whole completions and its table has one of them. Others, such as
+    probabilities, are used as they are.
+    """
+    spec = recipe.aspects[name]
+    is_whole = recipe.models[spec.model].judges_wholes
+    has_constants = bool({"mean", "std"} & spec.model_fields_set)
+    return is_whole and has_constants and own.count > 0 and own.std > 0
+
+
+def _with_aspects(recipe: Recipe, spreads: Mapping[str, Moments]) -> Recipe:
+    """Return the recipe with the constants of normalized aspects that `changes_of` writes."""
+    aspects = {
+        name: spec.model_copy(update={"mean": spreads[name].mean, "std": spreads[name].std})
+        if _is_normalized(recipe, name, spreads[name])
+        else spec
+        for name, spec in recipe.aspects.items()
+    }
+    return recipe.model_copy(update={"aspects": aspects})
 
 
 def _change(value: float, reason: str) -> Change:

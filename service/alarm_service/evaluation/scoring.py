@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -41,6 +42,7 @@ from alarm_models.sample_json import sample_to_json, segment_from_json
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats
 from alarm_models.types import AspectReward, Reward, Sample, Score, Span
+from alarm_service.engine.model_set import compares_samples
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
@@ -358,6 +360,7 @@ async def _score_all(
     settings: Settings,
     url: str | None,
 ) -> Scores:
+    places, samples = _distinct(samples, models, recipe)
     async with open_scorer(recipe, settings, url) as scorer:
         with progress_bar() as progress:
             task = progress.add_task("scoring", total=len(models) * len(samples))
@@ -368,6 +371,7 @@ async def _score_all(
                     outcomes[model] += found
                 progress.advance(task, len(models) * len(chunk))
         fingerprints = {model: scorer.fingerprint(model) for model in models}
+    outcomes = {model: [found[at] for at in places] for model, found in outcomes.items()}
     return Scores(
         {
             model: [one if isinstance(one, Score) else None for one in found]
@@ -376,6 +380,28 @@ async def _score_all(
         fingerprints,
         tuple(fault for model, found in outcomes.items() for fault in _faults(model, found)),
     )
+
+
+def _distinct(
+    samples: Sequence[Sample], models: Sequence[str], recipe: Recipe
+) -> tuple[Sequence[int], Sequence[Sample]]:
+    """Return each distinct sample once, and the index of each sample's.
+
+    Equal samples in different batches would differ in the last bits, and not be ties. Models that
+    compare samples get them all.
+    """
+    if any(compares_samples(recipe.models[model]) for model in models):
+        return range(len(samples)), samples
+    index_of: dict[str, int] = {}
+    distinct: list[Sample] = []
+    places = []
+    for sample in samples:
+        key = json.dumps(sample_to_json(sample), sort_keys=True)
+        if key not in index_of:
+            index_of[key] = len(distinct)
+            distinct.append(sample)
+        places.append(index_of[key])
+    return places, distinct
 
 
 def _faults(model: str, found: Sequence[Score | SampleError]) -> list[str]:

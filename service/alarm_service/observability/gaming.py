@@ -96,8 +96,9 @@ class GamingFigures:
     within 1e-4. ``ceiling_share`` is the share of samples within 1e-4 of ``ceiling``, the largest
     reward in the window. ``variance_shares`` is each component's covariance with the reward,
     divided by the variance of the reward: the shares sum to 1, and ``rule`` has what the rule adds.
-    ``opposed_shares`` has for each aspect the share of pairs in a group that it orders against the
-    holistic score. ``omitted_share`` leaves out what recipes omit on purpose (`INTENDED`).
+    ``opposed_shares`` has for each aspect the share of adjacent pairs in a group that it orders
+    against the holistic score. ``omitted_share`` leaves out what recipes omit on purpose
+    (`INTENDED`).
     """
 
     num_samples: int
@@ -231,7 +232,7 @@ def _variance_shares(records: Sequence[RewardRecord]) -> dict[str, float]:
 
 
 def _opposed_shares(groups: Iterable[Sequence[RewardRecord]]) -> dict[str, float]:
-    """Return each aspect's share of opposed pairs; pairs that either side ties do not count."""
+    """Return each aspect's share of opposed adjacent pairs, without those that either ties."""
     pairs: Counter[str] = Counter()
     opposed: Counter[str] = Counter()
     for group in groups:

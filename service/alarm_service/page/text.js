@@ -164,4 +164,7 @@ function remarks(reward) {
   return found.map((text) => element("p", { class: "warning" }, text));
 }
 
-const shortened = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
+function shortened(text) {
+  const points = codePoints(text);
+  return points.length > 80 ? `${points.slice(0, 79).join("")}…` : text;
+}
