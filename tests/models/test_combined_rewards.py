@@ -127,6 +127,9 @@ def test_tokens_of_an_unread_segment_get_no_reward() -> None:
     score = Score(0.5, (read, SegmentScore(Span(5, 8), None, None, None)), 9, truncated=True)
     aspect = aspect_reward(score, rule, SAMPLE)
     assert aspect.token_rewards == pytest.approx((S / 3, S / 3, 0, 0, S / 3))
+    # A token that a judged segment overlaps too has that one's reward.
+    across = replace(SAMPLE, token_offsets=(Span(0, 3), Span(3, 8)))
+    assert aspect_reward(score, rule, across).token_rewards == pytest.approx((S / 2, S / 2))
     without_tokens = aspect_reward(score, rule, replace(SAMPLE, token_offsets=None))
     assert without_tokens.reward == pytest.approx(aspect.reward) == pytest.approx(S)
 

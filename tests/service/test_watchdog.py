@@ -2,7 +2,7 @@ import asyncio
 import threading
 
 import pytest
-from served import samples, serving, until, until_set
+from served import Server, samples, serving, until, until_set
 from standin import FIGURE_1, PATIENCE_S
 
 from alarm_models.modeling.network import ModelInitLock
@@ -142,16 +142,19 @@ async def test_worker_long_pass_of_one_model_does_not_delay_others(
         assert (await same).json()["scores"][0]["score"] == 2
 
 
-@pytest.mark.parametrize("is_given_up", [False, True])
-async def test_worker_pass_delays_models_that_share_what_it_changes(
-    is_given_up: bool, monkeypatch: pytest.MonkeyPatch
+def sharing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make two models as those of two recipes on one checkpoint with dynamic RoPE."""
+    for model in (server.words, server.letters["a"]):
+        monkeypatch.setattr(model, "stateful", "one network", raising=False)
+
+
+async def test_worker_long_pass_delays_models_that_share_what_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Two recipes on one checkpoint with dynamic RoPE, whose passes change its frequencies.
     monkeypatch.setattr(runtime, "_RELIEF_S", 0.1)
-    async with serving(FIGURE_1, forward_timeout_s=0.5 if is_given_up else 60) as server:
+    async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
-        for model in (server.words, server.letters["a"]):
-            monkeypatch.setattr(model, "stateful", "one network", raising=False)
+        sharing(server, monkeypatch)
         slow = asyncio.create_task(server.score("hold"))
         await until_set(server.words.held)
         shared, another = (
@@ -160,14 +163,26 @@ async def test_worker_pass_delays_models_that_share_what_it_changes(
             )
             for name in "ab"
         )
-        if is_given_up:
-            assert (await slow).json()["scores"][0]["error"]["code"] == "model_failed"
         assert (await another).status_code == 200
         assert not shared.done()
         server.words.release.set()
         assert (await shared).json()["scores"][0]["score"] == 0.5
-        if not is_given_up:
-            assert (await slow).json()["scores"][0]["score"] == 1
+        assert (await slow).json()["scores"][0]["score"] == 1
+
+
+async def test_worker_hanging_pass_of_a_model_that_it_changes_breaks_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The pass goes on, and would make the scores of others wrong.
+    async with serving(FIGURE_1, forward_timeout_s=0.3) as server:
+        await server.engine.life.until_ready()
+        sharing(server, monkeypatch)
+        (score,) = (await server.score("hold")).json()["scores"]
+        assert score["error"]["code"] == "model_failed"
+        late = await server.client.post("/score", json={"model": "a", "samples": samples("A a")})
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "broken"
+        assert (await server.client.get("/health/live")).status_code == 503
 
 
 def test_model_init_lock_does_not_wait_for_an_abandoned_pass() -> None:

@@ -176,15 +176,18 @@ def _judged_tokens(
 ) -> list[int]:
     """Return the indices of tokens in the judged parts of a text.
 
-    With placement on tokens, those that overlap a segment without a verdict are left out: the model
-    did not read it.
+    With placement on tokens, those that overlap only a segment without a verdict are left out: the
+    model did not read it.
     """
     shown = shown_tokens(tokens, judged)
     unread = [one.span for one in segments or () if one.is_positive is None]
     if placement is not Placement.TOKENS or not unread:
         return shown
-    is_read = per_token_values(unread, [tokens[index] for index in shown], right=1, wrong=0)
-    return [index for index, is_one in zip(shown, is_read, strict=True) if is_one]
+    judged_segments = [one.span for one in segments or () if one.is_positive is not None]
+    own = [tokens[index] for index in shown]
+    is_read = per_token_values(unread, own, right=1, wrong=0)
+    is_judged = per_token_values(judged_segments, own, right=0, wrong=1)
+    return [at for at, one, other in zip(shown, is_read, is_judged, strict=True) if one or other]
 
 
 def _spread(

@@ -159,7 +159,8 @@ def _vocabulary_forms(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor
     linear = causal.get_output_embeddings()
     if not isinstance(linear, torch.nn.Linear) or causal.base_model is causal:
         return
-    if cap := getattr(config, "final_logit_softcapping", None):
+    names = ("final_logit_softcapping", "logits_soft_cap")
+    if cap := next((one for name in names if (one := getattr(config, name, None))), None):
         yield lambda states: torch.tanh(linear(states) / cap) * cap
     if factor := getattr(config, "logit_scale", None):
         yield lambda states: linear(states) * factor
@@ -171,14 +172,14 @@ def _vocabulary_forms(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor
 def _gives_logits(model: PreTrainedModel, form: Callable[[torch.Tensor], torch.Tensor]) -> bool:
     """Whether a form applied to the states of the base equals the logits, but for rounding.
 
-    Both are computed from the same states, so that nothing but the form can differ.
+    Both are computed from equal states, so that nothing but the form can differ.
     """
     causal: Any = model
-    table = causal.get_input_embeddings()
     choose = torch.Generator().manual_seed(0)
-    ids = torch.randint(table.num_embeddings, (2, _NUM_COMPARED), generator=choose)
-    inputs = {"input_ids": ids.to(model.device), "use_cache": False}
     try:
+        num_ids = causal.get_input_embeddings().num_embeddings
+        ids = torch.randint(num_ids, (2, _NUM_COMPARED), generator=choose)
+        inputs = {"input_ids": ids.to(model.device), "use_cache": False}
         with torch.inference_mode():
             wanted = causal(**inputs).logits.float()
             found = form(causal.base_model(**inputs).last_hidden_state).float()

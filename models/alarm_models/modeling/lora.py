@@ -29,7 +29,7 @@ _WRAPPED = "base_model.model."
 _REFUSED = (
     "use_dora", "use_qalora", "lora_bias", "alora_invocation_tokens", "layer_replication",
     "trainable_token_indices", "target_parameters", "megatron_config", "use_bdlora",
-    "velora_config", "monteclora_config", "arrow_config", "ensure_weight_tying",
+    "velora_config", "monteclora_config", "arrow_config",
 )  # fmt: skip
 
 #: Initializations that also change the base model's weights.
@@ -48,12 +48,14 @@ class Adapter:
     """The changes of an adapter, by tensor names of the model that it was trained on.
 
     ``factors`` are A ``[rank, in]`` and B ``[out, rank]`` with their scaling by module;
-    ``replaced`` are whole tensors, such as those of a head.
+    ``replaced`` are whole tensors, such as those of a head. With ``keeps_ties`` tied embeddings
+    were trained as one.
     """
 
     folder: Path
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]]
     replaced: Mapping[str, torch.Tensor]
+    keeps_ties: bool = False
 
     def num_labels(self) -> int | None:
         """The number of rows of the adapter's head; None if it has no head."""
@@ -114,7 +116,7 @@ class Adapter:
         """Give a model's output embeddings their own weight if the adapter changes either."""
         tables = (_table(model.get_input_embeddings), _table(model.get_output_embeddings))
         first, last = (getattr(one, "weight", None) for one in tables)
-        if first is None or first is not last:
+        if first is None or first is not last or self.keeps_ties:
             return
         base = f"{model.base_model_prefix}."
         names = [name for name, one in model.named_modules() if one in tables]
@@ -170,7 +172,7 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder}: {CONFIG} has no valid scaling (r, lora_alpha, rank_pattern, "
             f"alpha_pattern): {error}"
         ) from error
-    return Adapter(folder, factors, replaced)
+    return Adapter(folder, factors, replaced, bool(config.get("ensure_weight_tying")))
 
 
 def adapter_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:

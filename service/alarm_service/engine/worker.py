@@ -429,7 +429,9 @@ class DeviceWorker:
         self._clear_prefix_cache(suspects[0])
         self.metrics.pass_given_up(model)
         self._charge(suspects, self.forward_timeout_s)
-        can_go_on = self.is_cpu and self.num_given_up() <= _MAX_GIVEN_UP
+        # The pass goes on in its thread: what it changes would make others' scores wrong.
+        is_exclusive = suspects[0].model.stateful is not None
+        can_go_on = self.is_cpu and not is_exclusive and self.num_given_up() <= _MAX_GIVEN_UP
         self._isolate(suspects, others, message, can_retry=can_go_on)
         if can_go_on:
             _log.error("forward pass timed out", model=model, num_samples=len(suspects))
@@ -531,8 +533,6 @@ class _Worker:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._lock = threading.Lock()
         self._part = _Part([], [])
-        #: The model of a pass that was given up, until it returns.
-        self._hung: LoadedModel | None = None
         self.is_given_up = False
         self.was_relieved = False
         self._watchdogs = []
@@ -579,31 +579,26 @@ class _Worker:
             return self.was_relieved and not self.is_given_up and bool(self._part.running)
 
     def blocks(self, model: LoadedModel) -> bool:
-        """Whether a model must not run beside the running pass, which is long or was given up.
+        """Whether a model must not run beside the running long pass.
 
-        That is so for the same model in a long pass, and always for models whose passes change what
-        they share: both would compute wrong scores.
+        That is so for the same model, and for models whose passes change what they share: both
+        would compute wrong scores.
         """
-        with self._lock:
-            if self.is_given_up:
-                running = self._hung
-            elif self.was_relieved and self._part.running:
-                running = self._part.running[0].model
-            else:
-                return False
-            is_hung = self.is_given_up
-        if running is None:
+        if not self.is_relieved():
             return False
-        if running.stateful is not None and running.stateful == model.stateful:
-            return True
-        return running.name == model.name and not is_hung
+        running = self._part.running
+        if not running:  # it has just ended
+            return False
+        own = running[0].model
+        return own.name == model.name or (
+            own.stateful is not None and own.stateful == model.stateful
+        )
 
     def give_up(self) -> tuple[str, list[QueuedSample], list[QueuedSample]]:
         """Abandon the running pass; return its model, its samples, and those still to run."""
         with self._lock:
             self.is_given_up = True
             part, self._part = self._part, _Part([], [])
-            self._hung = part.running[0].model if part.running else None
         others = [work for works in part.pending for work in works]
         model = part.running[0].model.name if part.running else ""
         return model, part.running, others
@@ -630,10 +625,9 @@ class _Worker:
         finally:
             for watchdog in self._watchdogs:
                 watchdog.close()
-            self._hung = None
             if self.is_given_up:
                 device.on_worker_returned(self)
-            if self.is_given_up or self.was_relieved:
+            elif self.was_relieved:
                 device.queue.wake()
 
     def _is_done(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alarm_models.study.agreement import Agreement
+from alarm_models.study.bootstrap import Estimate
 from alarm_models.study.comparison import WinRate
 from alarm_models.study.pairs import Floats
 from alarm_service.evaluation.errors import StudyError
@@ -56,7 +57,7 @@ def inconsistency_bars(agreements: Mapping[str, Agreement], chosen: Sequence[str
     labels = [f"{name}\n{agreements[name].tie_share:.0%} tied" for name in names]
     axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.4, -0.75)
-    axes.set_xlim(0, 100 if any(one.untied.high > 0.72 for one in agreements.values()) else 75)
+    axes.set_xlim(0, 100 if any(_highest(one.untied) > 0.72 for one in agreements.values()) else 75)
     axes.set_xlabel("pairs that disagree with the reference, %")
     _key(axes, [("paper's count (ties agree)", _PALE), ("untied pairs", "#8fa3b3"),
                 ("… chosen", _ACCENT), ("unrelated", _WARM)])  # fmt: skip
@@ -125,6 +126,11 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
     axes.set_xlim(right=max(right, threshold))
     axes.text(threshold, 0.99, f" past {threshold:.2f}:\n admitted", fontsize=8, va="top",
               transform=axes.get_xaxis_transform(), color=_INK)  # fmt: skip
+
+
+def _highest(one: Estimate) -> float:
+    """Return the end of what is drawn of a share: its interval's, or its own."""
+    return one.value if math.isnan(one.high) else one.high
 
 
 def _write_rate(axes: Axes, column: int, row: int, one: WinRate) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ class Leases:
         del self._holders[name]
         return True
 
+    def is_held(self, name: str) -> bool:
+        """Whether a deployment has a holder."""
+        return name in self._holders
+
     def names_of(self, holder: str) -> list[str]:
         """Return the deployments that a holder leases."""
         return [name for name, holders in self._holders.items() if holder in holders]
@@ -67,6 +72,9 @@ class LeaseManager:
     def __init__(self) -> None:
         self._leases = Leases()
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._deleting: set[asyncio.Task[None]] = set()
+        #: When all holders have renewed their leases, if this manager was restarted.
+        self._known_at = time.monotonic() + (2 * _RENEWAL_S if _was_restarted() else 0.0)
 
     async def register(self, holder: str, liveness: list[Any], names: Sequence[str] = ()) -> None:
         """Note the leases of a holder; release them once its process ends.
@@ -85,12 +93,26 @@ class LeaseManager:
 
     async def release(self, name: str, holder: str) -> bool:
         """Delete a deployment once its last holder has released it; return whether this was it."""
+        is_last = self._leases.release(name, holder)
+        if (wait_s := self._known_at - time.monotonic()) > 0:
+            # Others may hold it, and this holder may be unknown.
+            task = asyncio.create_task(self._delete_later(name, wait_s))
+            self._deleting.add(task)
+            task.add_done_callback(self._deleting.discard)
+            return False
+        if is_last:
+            await self._delete(name)
+        return is_last
+
+    async def _delete_later(self, name: str, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        if not self._leases.is_held(name):
+            await self._delete(name)
+
+    async def _delete(self, name: str) -> None:
         from ray import serve
 
-        is_last = self._leases.release(name, holder)
-        if is_last:
-            await asyncio.to_thread(serve.delete, name, _blocking=False)
-        return is_last
+        await asyncio.to_thread(serve.delete, name, _blocking=False)
 
     async def _watch(self, holder: str, liveness: Any) -> None:
         from ray.exceptions import RayError
@@ -101,6 +123,13 @@ class LeaseManager:
             for name in self._leases.names_of(holder):
                 await self.release(name, holder)
             del self._watching[holder]
+
+
+def _was_restarted() -> bool:
+    """Whether Ray restarted the actor that this runs in."""
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class OwnerLiveness:
@@ -175,7 +204,8 @@ class DeploymentLease:
             ray.get(
                 self._lease_manager.register.remote(
                     self._holder, [self._liveness], sorted(self._names)
-                )
+                ),
+                timeout=_RELEASE_S,
             )
 
     def _renew(self) -> None:
