@@ -38,6 +38,15 @@ def test_agreement_counts_equal_those_by_hand() -> None:
     assert found.tau_b.value == 0.0  # (1 - 1) / sqrt(3 * 4)
 
 
+def test_values_that_differ_by_rounding_tie() -> None:
+    # Three tenths, added up in two ways.
+    one, other = 0.1 + 0.1 + 0.1, 0.3
+    assert one != other
+    pairs = pairs_within([0, 0, 1, 1])
+    assert preferences([one, other, 1.0, 1.0 + 1e-6], pairs).tolist() == [0, -1]
+    assert np.isnan(tau_b([one, other], [1.0, 2.0]))
+
+
 def test_tau_b_has_no_interval_if_the_aspect_decides_in_few_prompts() -> None:
     holistic = [1.0, 0.0] * 10
     found = agree(holistic, [1.0, *[0.0] * 19], [index // 2 for index in range(20)])

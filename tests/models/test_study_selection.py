@@ -26,7 +26,7 @@ def test_selection_chooses_the_agreeing_aspect_with_its_reason() -> None:
     assert found.chosen == ("good",)
     assert found.findings["good"].verdict is Verdict.CHOSEN
     assert "only 30.0% [" in found.findings["good"].reason
-    assert "its tau-b of 0.40 is the highest of the aspects" in found.findings["good"].reason
+    assert "its tau-b of 0.40 is the highest of those that agree" in found.findings["good"].reason
     assert found.findings["coin"].verdict is Verdict.UNCLEAR
     assert "not distinguishable from chance" in found.findings["coin"].reason
 

@@ -229,6 +229,15 @@ def test_score_command_reads_a_pipe_once(by_length: Path) -> None:
     assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [2, 3]
 
 
+def test_table_to_a_closed_pipe_ends_as_by_sigpipe() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [Path(sys.executable).with_name("alarm"), "recipes"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_score_command_stops_when_standard_output_closes(by_length: Path) -> None:
     file = by_length.with_name("in.jsonl")
     file.write_text(SAMPLES * 5000)

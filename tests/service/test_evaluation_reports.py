@@ -1,5 +1,8 @@
 """Reports and plots of missing values, ties and names that users chose."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from alarm_models.study.pairs import pairs_within, preferences
 from alarm_service.evaluation.plots import distributions, inconsistency_bars, win_rate_maps
 from alarm_service.evaluation.report import (
     Grid,
+    Outputs,
     Page,
     Paragraph,
     Picture,
@@ -18,7 +22,9 @@ from alarm_service.evaluation.report import (
     markdown_of,
     plain,
     plains,
+    print_page,
 )
+from alarm_service.stdout_console import StdoutConsole
 
 FEW = Resampling(num_draws=20)
 NAN = float("nan")
@@ -53,6 +59,44 @@ def test_plots_with_missing_values_are_drawn() -> None:
     values = {"a": np.array([1.0, 2.0]), "b": np.array([NAN])}
     assert distributions({"reward": values})
     assert distributions({"reward": {"": np.array([NAN])}}, threshold=0.5)
+
+
+def test_plots_of_values_that_differ_by_rounding_and_names_with_dollars_are_drawn() -> None:
+    almost = np.array([3.4898373248074184, 3.489837324807418])
+    assert distributions({"reward": {"dpo_$5_vs_$7": almost, "a$^$": almost}})
+
+
+def test_page_is_printed_with_names_as_they_are_and_no_figure_is_cut() -> None:
+    wide = [f"dpo[v{n}]" for n in range(20)]
+    rows = [["[/x]", *(["100.0% [97.0%, 100.0%]"] * 20)]]
+    page = Page("t", [Grid("[b]title[/b]", ["", *wide], rows, note="a [note]")])
+    printed = io.StringIO()
+    print_page(page, StdoutConsole(file=printed))
+    text = printed.getvalue()
+    assert all(name in text for name in (*wide, "[/x]", "[b]title[/b]", "a [note]"))
+    assert text.count("100.0% [97.0%, 100.0%]") == 20
+
+
+def test_numbers_of_any_size_keep_their_digits() -> None:
+    assert [plain(one) for one in (0, 1.5, 12.34, -0.5)] == ["0.000", "1.500", "12.3", "-0.500"]
+    assert [plain(one) for one in (1e-4, -0.00123456)] == ["0.0001", "-0.00123"]
+    assert plains(Estimate(2e-4, 1e-4, 3e-4)) == "0.0002 [0.0001, 0.0003]"
+
+
+def test_report_is_written_before_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    for as_json in (True, False):
+        out = tmp_path / str(as_json)
+        out.mkdir()
+        with pytest.raises(BrokenPipeError):
+            Outputs(out, as_json).give(Page("t", [Paragraph("text")]), {"a": 1})
+        assert (out / "report.html").is_file()
 
 
 def test_plots_of_equal_figures_are_equal() -> None:

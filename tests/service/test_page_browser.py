@@ -520,6 +520,45 @@ def test_page_colors_segments_and_tells_nothing_from_zero(page: "Page") -> None:
     assert page.locator(".readout").inner_text() == "“Bx”: reward +2.000"
 
 
+DRAWN = """async ([text, spans, reward, view]) => {
+    const { textView } = await import("/page/text.js");
+    const whole = { truncated: false, omitted: [], aspects: {}, ...reward };
+    const [, body] = textView({ text, spans, unit: "token" }, whole, view, 9, () => {});
+    return Array.from(body.querySelectorAll(".piece"), (one) => [one.textContent, one.className]);
+}"""
+
+
+def test_page_draws_every_token_also_those_of_one_character_or_none(page: "Page") -> None:
+    spans = [[0, 0], [0, 1], [1, 2], [1, 2], [2, 2]]
+    reward = {"token_rewards": [1, 0, 2, -1, -5]}
+    assert page.evaluate(DRAWN, ["A😀", spans, reward, "total"]) == [
+        ["⟨special⟩", "piece positive"],
+        ["A", "piece"],
+        ["😀", "piece positive"],  # 2 - 1
+        ["⟨end⟩", "piece negative"],
+    ]
+
+
+def test_page_draws_overlapping_segments_and_findings_without_a_score(page: "Page") -> None:
+    def drawn(*segments: tuple[int, int, str | None, float | None]) -> object:
+        keys = ("start", "end", "label", "score")
+        found = [dict(zip(keys, one, strict=True)) for one in segments]
+        reward = {"aspects": {"a": {"segments": found}}}
+        return page.evaluate(DRAWN, ["The cat sat.", [], reward, "a"])
+
+    assert drawn((8, 11, "bad", -1.0), (0, 12, "good", 0.5), (4, 7, "bad", -2.0)) == [
+        ["The ", "piece positive segment"],
+        ["cat", "piece negative segment"],
+        [" ", "piece positive segment"],
+        ["sat", "piece negative segment"],
+        [".", "piece positive segment"],
+    ]
+    assert drawn((0, 3, "Grammar", None), (4, 7, None, None)) == [
+        ["The", "piece negative segment"],
+        ["cat", "piece unjudged segment"],
+    ]
+
+
 def test_page_writes_out_characters_that_hide_or_reorder_text(page: "Page") -> None:
     submit(page, "AB \u202edne\x1b B\tc")
     assert page.locator("#text .completion").inner_text() == "AB ⟨U+202E⟩dne⟨U+001B⟩ B\tc"
@@ -529,7 +568,7 @@ def test_page_writes_out_characters_that_hide_or_reorder_text(page: "Page") -> N
 def test_page_warns_of_zero_deviation_and_explains_errors(page: "Page") -> None:
     submit(page, LOW, LOW, BAD)
     text = page.locator("#group").inner_text()
-    assert "The deviation is zero" in text
+    assert "The rewards are equal, or differ by 0.0001" in text
     assert "No reward: " in text
     assert "1 completion without a reward" in text
     submit(page, LOW, no_such_key=1)

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 
+import httpx
 import pytest
 from served import Server, samples, serving, until, until_set
 from standin import FIGURE_1, PATIENCE_S
@@ -54,6 +55,13 @@ def test_watchdog_restart_begins_the_time_of_the_block_again(late: threading.Eve
         watchdog.restart()
         assert begun is not None
         assert watchdog._begun > begun
+
+
+async def held(server: Server) -> "asyncio.Task[httpx.Response]":
+    """Score a sample whose forward pass waits for `release`; return once it waits."""
+    slow = asyncio.create_task(server.score("hold"))
+    await until_set(server.words.held)
+    return slow
 
 
 async def test_worker_hanging_forward_pass_fails_only_its_sample_for_good() -> None:
@@ -131,8 +139,7 @@ async def test_worker_long_pass_of_one_model_does_not_delay_others(
     monkeypatch.setattr(runtime, "_RELIEF_S", 0.2)
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
-        slow = asyncio.create_task(server.score("hold"))
-        await until_set(server.words.held)
+        slow = await held(server)
         same = asyncio.create_task(server.score("a b"))
         other = await server.client.post("/score", json={"model": "a", "samples": samples("A a")})
         assert other.json()["scores"][0]["score"] == 0.5
@@ -155,8 +162,7 @@ async def test_worker_long_pass_delays_models_that_share_what_it_changes(
     async with serving(FIGURE_1) as server:
         await server.engine.life.until_ready()
         sharing(server, monkeypatch)
-        slow = asyncio.create_task(server.score("hold"))
-        await until_set(server.words.held)
+        slow = await held(server)
         shared, another = (
             asyncio.create_task(
                 server.client.post("/score", json={"model": name, "samples": samples("A a")})
@@ -206,8 +212,7 @@ def test_model_init_lock_does_not_wait_for_an_abandoned_pass() -> None:
 
 async def test_worker_without_timeout_lets_a_forward_pass_run() -> None:
     async with serving(forward_timeout_s=0) as server:
-        slow = asyncio.create_task(server.score("hold"))
-        await until_set(server.words.held)
+        slow = await held(server)
         server.words.release.set()
         assert (await slow).json()["scores"][0]["score"] == 1
 

@@ -56,10 +56,9 @@ class AspectRule:
     A segment judged positive or negative gets ``positive`` or ``negative``. A segment with a grade,
     or a whole completion, gets ``(score - mean) / std * scale + bias``. Each value is then shaped,
     and divided if the shaping divides by the number of segments or tokens, or if the segments share
-    one value. With placement on
-    tokens, a token gets ``negative`` if a negative segment overlaps it, otherwise ``positive``;
-    tokens of segments that were not judged get nothing.
-    With ``is_dense`` the reward of a whole completion is spread over the tokens: a segment gets the
+    one value. With placement on tokens, a token gets ``negative`` if a negative segment overlaps
+    it, otherwise ``positive``; tokens of segments that were not judged get nothing. With
+    ``is_dense`` the reward of a whole completion is spread over the tokens: a segment gets the
     difference between the value of the completion up to its end and the value up to its start.
     """
 

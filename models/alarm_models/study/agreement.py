@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alarm_models.study.bootstrap import Estimate, Resampling, estimate, ratio
-from alarm_models.study.pairs import Floats, Pairs, group_sums
+from alarm_models.study.pairs import Floats, Pairs, group_sums, signs
 
 __all__ = ["Agreement", "agreement", "tau_b"]
 
@@ -75,8 +75,7 @@ def tau_b(first: ArrayLike, second: ArrayLike) -> float:
     one, other = np.asarray(first, float), np.asarray(second, float)
     totals = np.zeros(3)
     for index in range(len(one) - 1):
-        a = np.sign(one[index + 1 :] - one[index])
-        b = np.sign(other[index + 1 :] - other[index])
+        a, b = (signs(values[index + 1 :], values[index]) for values in (one, other))
         totals += a @ b, a @ a, b @ b
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(_tau(totals))

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Floats", "Pairs", "group_sums", "pairs_between", "pairs_within", "preferences"]
+from alarm_models.combination.rule_registry import ROUNDING
+
+__all__ = [
+    "Floats",
+    "Pairs",
+    "group_sums",
+    "pairs_between",
+    "pairs_within",
+    "preferences",
+    "signs",
+]
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +71,13 @@ def preferences(values: ArrayLike, pairs: Pairs) -> Floats:
     A pair that lacks a value (NaN) has no preference: NaN.
     """
     array = np.asarray(values, dtype=np.float64)
-    return np.sign(array[pairs.first] - array[pairs.second])
+    return signs(array[pairs.first], array[pairs.second])
+
+
+def signs(first: Floats, second: Floats) -> Floats:
+    """Return the signs of differences; 0 where values differ by the rounding of a sum alone."""
+    is_tie = np.isclose(first, second, rtol=ROUNDING, atol=1e-12)
+    return np.where(is_tie, 0.0, np.sign(first - second))
 
 
 def group_sums(columns: Sequence[ArrayLike], pairs: Pairs) -> Floats:

@@ -103,7 +103,9 @@ def _reason(
             )
         case Verdict.CHOSEN:
             place = (
-                "the highest of the aspects" if name == chosen[0] else f"next after {chosen[0]}'s"
+                "the highest of those that agree"
+                if name == chosen[0]
+                else f"next after {chosen[0]}'s"
             )
             return (
                 f"disagrees with {reference} in only {share} {decided}; "

@@ -61,8 +61,6 @@ def _run_replay(options: argparse.Namespace) -> int:
     for target in (options.out, options.html):
         require_writable(target)
         require_other_file(target, files, "one of the files to be read")
-    from rich.console import Console
-
     from alarm_models.recipe.schema import Overrides
     from alarm_service.captures.lines import constants_of
     from alarm_service.evaluation.replay import replay
@@ -71,6 +69,7 @@ def _run_replay(options: argparse.Namespace) -> int:
     from alarm_service.evaluation.replay_report import replay_page
     from alarm_service.evaluation.report import json_of, print_page
     from alarm_service.json_lines import STANDARD, write_whole
+    from alarm_service.stdout_console import StdoutConsole
 
     constants = constants_of(source.recipe.rule_params(Overrides()))
     examples = None if options.html is None else ReplayExamples(constants)
@@ -79,11 +78,11 @@ def _run_replay(options: argparse.Namespace) -> int:
         write_whole(options.html, replay_html(result, examples))
         sys.stderr.write(f"report: {options.html}\n")
     if options.out is None:
-        print_page(replay_page(result), Console())
+        print_page(replay_page(result), StdoutConsole())
         return 0
     write_whole(options.out, json_of(result))
     if options.out != STANDARD:
-        print_page(replay_page(result), Console())
+        print_page(replay_page(result), StdoutConsole())
         sys.stderr.write(f"report: {options.out}\n")
     return 0
 
@@ -145,12 +144,11 @@ def add_audit(commands: Subparsers) -> None:
 
 def _run_audit(options: argparse.Namespace) -> int:
     # Not at import: `alarm --help` imports no numpy.
-    from rich.console import Console
-
     from alarm_service.captures.lines import capture_files
     from alarm_service.evaluation.audit import audit
     from alarm_service.evaluation.audit_report import audit_page
     from alarm_service.evaluation.report import json_of, print_page
+    from alarm_service.stdout_console import StdoutConsole
 
     limits = Limits(**{one.name: getattr(options, f"max_{one.name}") for one in fields(Limits)})
     try:
@@ -161,5 +159,5 @@ def _run_audit(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json_of(result))
     else:
-        print_page(audit_page(result), Console())
+        print_page(audit_page(result), StdoutConsole())
     return 1 if result.num_passed else 0

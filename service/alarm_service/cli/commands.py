@@ -10,7 +10,6 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from alarm_models.recipe.loader import built_in_names, load_recipe, locate_recipe
@@ -25,6 +24,7 @@ from alarm_service.cli.options import (
 )
 from alarm_service.json_lines import require_other_file
 from alarm_service.settings import Settings
+from alarm_service.stdout_console import StdoutConsole
 
 __all__ = ["add_health", "add_recipes", "add_record", "add_score", "probe"]
 
@@ -105,7 +105,7 @@ def _run_recipes(_: argparse.Namespace) -> int:
             recipe.hierarchy.rule.value,
             recipe.description,
         )
-    Console().print(table)
+    StdoutConsole().print(table)
     return 0
 
 

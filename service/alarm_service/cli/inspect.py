@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from alarm_models.recipe.from_checkpoint import SOURCE, recipe_of_checkpoint, recipe_text
@@ -17,6 +16,7 @@ from alarm_models.recipe.loader import given_keys, load_recipe
 from alarm_models.types import Sample, Score
 from alarm_service.cli.options import Subparsers, add_command, add_settings, settings_of
 from alarm_service.settings import Settings
+from alarm_service.stdout_console import StdoutConsole
 
 __all__ = ["add_inspect"]
 
@@ -128,5 +128,5 @@ def _print(found: Mapping[str, Any]) -> None:
         if key != "recipe" and value not in (None, []):
             text = "\n".join(value) if isinstance(value, list) else value
             table.add_row(key, text if isinstance(text, str) else json.dumps(text))
-    Console().print(table, markup=False)
+    StdoutConsole().print(table, markup=False)
     sys.stdout.write(f"\n{found['recipe']}")

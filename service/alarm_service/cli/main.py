@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(arguments)
     limit_openmp_spin()
+    if isinstance(sys.stdout, io.TextIOWrapper) and not _is_unicode(sys.stdout.encoding):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = int(options.run(options))
         if sys.stdout is not None:  # raise write errors here, not at interpreter exit
@@ -61,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 130  # the shell convention: 128 + SIGINT
+
+
+def _is_unicode(encoding: str) -> bool:
+    return encoding.lower().startswith("utf")
 
 
 def _sentence(error: OSError) -> str:

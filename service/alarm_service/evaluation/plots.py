@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alarm_models.combination.rule_registry import ROUNDING
 from alarm_models.study.agreement import Agreement
 from alarm_models.study.bootstrap import Estimate
 from alarm_models.study.comparison import WinRate
@@ -108,7 +109,7 @@ def _draw_distributions(axes: Axes, values: Mapping[str, Floats]) -> None:
     known = {name: one[~np.isnan(one)] for name, one in values.items()}
     everything = np.concatenate(list(known.values()))
     num_bins = min(40, max(8, int(math.sqrt(len(everything)))))
-    edges = list(np.histogram_bin_edges(everything, num_bins)) if len(everything) else [0.0, 1.0]
+    edges = _bins(everything, num_bins)
     for index, (name, one) in enumerate(known.items()):
         color = _POLICIES[index % len(_POLICIES)]
         weights = np.full(len(one), 100 / max(1, len(one)))
@@ -116,6 +117,16 @@ def _draw_distributions(axes: Axes, values: Mapping[str, Floats]) -> None:
             axes.hist(one, edges, weights=weights, histtype="stepfilled", color=color, alpha=0.2)
         axes.hist(one, edges, weights=weights, histtype="step", color=color, linewidth=1.6)
         axes.plot([], [], color=color, linewidth=1.6, label=name or None)
+
+
+def _bins(values: Floats, number: int) -> list[float]:
+    """Return the edges of a histogram's bins; of equal values, and of none, one bin's."""
+    if not len(values):
+        return [0.0, 1.0]
+    low, high = float(values.min()), float(values.max())
+    if math.isclose(low, high, rel_tol=ROUNDING, abs_tol=ROUNDING):
+        return [low - 0.5, low + 0.5]
+    return list(np.histogram_bin_edges(values, number))
 
 
 def _draw_threshold(axes: Axes, threshold: float) -> None:
@@ -174,6 +185,10 @@ def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
 
 
 def _png(figure: Figure) -> bytes:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(parse_math=False)  # names may have dollar signs
     buffer = io.BytesIO()
     # Omit date and version, so that equal plots have equal bytes.
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})

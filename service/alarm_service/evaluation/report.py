@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from pydantic_core import to_json
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text as Line
 
@@ -21,6 +21,7 @@ from alarm_models.study.bootstrap import Estimate
 from alarm_service.evaluation.errors import StudyError
 from alarm_service.evaluation.plots import require_plots
 from alarm_service.json_lines import require_other_file, write_whole
+from alarm_service.stdout_console import StdoutConsole
 
 __all__ = [
     "Grid",
@@ -41,6 +42,12 @@ __all__ = [
 
 #: Cells with more characters are text, not numbers.
 _MAX_FIGURES = 40
+
+#: Smaller numbers have three significant digits.
+_SMALL = 0.01
+
+#: The width in which a table is measured, in characters.
+_ENDLESS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,17 @@ def print_page(page: Page, console: Console) -> None:
     """Print paragraphs and tables; pictures are only in the report files."""
     for block in page.blocks:
         if isinstance(block, Grid):
-            table = Table(title=block.title, title_justify="left", caption=block.note or None,
+            table = Table(title=Line(block.title), title_justify="left",
+                          caption=Line(block.note) if block.note else None,
                           caption_justify="left")  # fmt: skip
             for index, header in enumerate(block.headers):
-                table.add_column(header, justify="left" if block.has_words(index) else "right")
+                justify: JustifyMethod = "left" if block.has_words(index) else "right"
+                table.add_column(Line(header), justify=justify, overflow="fold")
             for row in block.rows:
                 table.add_row(*map(Line, row))
+            if not console.is_terminal:  # a file has no width
+                endless = console.options.update(max_width=_ENDLESS)
+                console.width = max(console.width, table.__rich_measure__(console, endless).maximum)
             console.print(table)
         elif isinstance(block, Paragraph):
             console.print(Line(block.text, "yellow" if block.is_caution else ""))
@@ -106,7 +118,7 @@ def plain(value: float | None) -> str:
     """Format a number with three or four digits, or a dash for None and NaN."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return _digits(value)(value)
 
 
 def fingerprints(by_model: Mapping[str, str]) -> str:
@@ -122,8 +134,15 @@ def percents(one: Estimate) -> str:
 def plains(one: Estimate) -> str:
     """Format a number with its interval, with the same number of digits."""
     known = [abs(value) for value in (one.value, one.low, one.high) if not math.isnan(value)]
-    digits = 3 if max(known, default=0.0) < 10 else 1
-    return _with_interval(one, lambda value: "–" if math.isnan(value) else f"{value:.{digits}f}")
+    write = _digits(max(known, default=0.0))
+    return _with_interval(one, lambda value: "–" if math.isnan(value) else write(value))
+
+
+def _digits(size: float) -> Callable[[float], str]:
+    """Return how numbers of a size are written: with three digits, or those of small ones."""
+    if abs(size) >= 10:
+        return "{:.1f}".format
+    return "{:.3f}".format if size == 0 or abs(size) >= _SMALL else "{:.3g}".format
 
 
 def _with_interval(one: Estimate, write: Callable[[float], str]) -> str:
@@ -251,20 +270,22 @@ class Outputs:
                 require_other_file(there, inputs, "one of the files to be read")
 
     def give(self, page: Page, result: object) -> None:
-        """Print the page or the result, and write the report files if a folder is set."""
+        """Write the report files if a folder is set, then print the page or the result."""
+        if self.folder is not None:
+            self._write(self.folder, page, result)
         if self.as_json:
             sys.stdout.write(json_of(result))
         else:
-            print_page(page, Console())
-        if self.folder is None:
-            return
+            print_page(page, StdoutConsole())
+
+    def _write(self, folder: Path, page: Page, result: object) -> None:
         pictures = {one.name: one.draw() for one in page.blocks if isinstance(one, Picture)}
         for name, picture in pictures.items():
-            write_whole(self.folder / f"{name}.png", picture)
-        write_whole(self.folder / "result.json", json_of(result))
-        write_whole(self.folder / "report.md", markdown_of(page))
-        write_whole(self.folder / "report.html", html_of(page, pictures))
-        sys.stderr.write(f"report: {self.folder / 'report.html'}\n")
+            write_whole(folder / f"{name}.png", picture)
+        write_whole(folder / "result.json", json_of(result))
+        write_whole(folder / "report.md", markdown_of(page))
+        write_whole(folder / "report.html", html_of(page, pictures))
+        sys.stderr.write(f"report: {folder / 'report.html'}\n")
 
 
 def json_of(result: object) -> str:

@@ -43,7 +43,10 @@ function connect() {
   connectForm(score);
   for (const button of document.querySelectorAll("[data-share]")) {
     button.addEventListener("click", () =>
-      shown(() => share(button.dataset.share, readForm(), usesKey())),
+      shown(async () => {
+        const form = readForm();
+        await share(button.dataset.share, form, (await placedRequest(form)).body, usesKey());
+      }),
     );
   }
   addEventListener("hashchange", () => {
@@ -66,10 +69,8 @@ async function score() {
   const number = (page.numRequests += 1);
   await shown(async () => {
     const form = readForm();
-    const samples = samplesOf(form);
     byId("results").setAttribute("aria-busy", "true");
-    const placed = spansOf(samples, await tokensOf(form, samples));
-    const body = requestOf(form, samples, placed);
+    const { samples, placed, body } = await placedRequest(form);
     const answer = await call("hierarchical_reward", body, askForKey);
     if (number !== page.numRequests) return;
     const recipe = page.recipes.find((one) => one.name === answer.recipe);
@@ -89,6 +90,13 @@ async function score() {
     drawConstants();
   });
   byId("results").removeAttribute("aria-busy");
+}
+
+/** Build the request of a form, with the tokens that it names. */
+async function placedRequest(form) {
+  const samples = samplesOf(form);
+  const placed = spansOf(samples, await tokensOf(form, samples));
+  return { samples, placed, body: requestOf(form, samples, placed) };
 }
 
 /** Ask for the tokens of a model's tokenizer, where the form names one. */

@@ -33,7 +33,7 @@ export function groupView(completions, rewards, chosen, onChoose, scrolled = nul
     groupRow(at, completions[at], rewards[at], advantages[at], at === chosen, reach, onChoose);
   const numFailed = rewards.filter((one) => one.error).length;
   const known = rewards.map((one) => one.reward).filter((one) => one !== null && one !== undefined);
-  // As the server's and `alarm audit`'s: equal texts in different batches differ in the last bits.
+  // As `alarm audit`'s: equal texts in different batches differ in the last bits.
   const isFlat = deviation !== null && Math.max(...known) - Math.min(...known) <= 1e-4;
   return [
     element("h2", {}, "Group"),
@@ -52,7 +52,7 @@ export function groupView(completions, rewards, chosen, onChoose, scrolled = nul
       ? element(
           "p",
           { class: "warning" },
-          "The deviation is zero: every advantage is 0, and GRPO learns nothing from this group.",
+          "The rewards are equal, or differ by 0.0001 at most: GRPO learns nothing from this group.",
         )
       : null,
     numFailed

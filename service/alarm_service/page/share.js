@@ -1,7 +1,7 @@
 // The request as a curl command, as Python, as JSONL, or as a link.
 
 import { byId } from "./dom.js";
-import { requestOf, toFragment } from "./request.js";
+import { toFragment } from "./request.js";
 import { overridesOf, samplesOf } from "./samples.js";
 
 const WAYS = {
@@ -11,10 +11,10 @@ const WAYS = {
   link: ["Link to this page with these texts", link],
 };
 
-/** Show the request in another form, and copy it where the browser allows. */
-export async function share(way, form, usesKey) {
+/** Show the request with that body in another form, and copy it where the browser allows. */
+export async function share(way, form, body, usesKey) {
   const [title, write] = WAYS[way];
-  const text = write(form, usesKey);
+  const text = write(form, body, usesKey);
   byId("share-title").textContent = title;
   byId("share-text").value = text;
   byId("share").showModal();
@@ -31,14 +31,14 @@ export async function share(way, form, usesKey) {
 
 const server = () => new URL(".", location.href).href.replace(/\/$/, "");
 
-function curl(form, usesKey) {
-  const body = JSON.stringify(requestOf(form)).replaceAll("'", "'\\''");
+function curl(form, body, usesKey) {
+  const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   const key = usesKey ? ' \\\n  -H "Authorization: Bearer $ALARM_API_KEY"' : "";
-  return `curl ${server()}/hierarchical_reward${key} \\\n  --json '${body}'\n`;
+  return `curl ${server()}/hierarchical_reward${key} \\\n  --json '${quoted}'\n`;
 }
 
-function python(form, usesKey) {
-  const samples = samplesOf(form).map(
+function python(form, body, usesKey) {
+  const samples = body.samples.map(
     (sample) => {
       const fields = Object.entries(sample).map(([name, value]) => `${name}=${literal(value)}`);
       return `    Sample(${fields.join(", ")}),\n`;

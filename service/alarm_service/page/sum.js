@@ -1,6 +1,7 @@
 // How one reward came about: the parts that the server returned, and whether they add up to it.
 
 import { counted, element, plain, signed } from "./dom.js";
+import { isFound } from "./text.js";
 
 //: What counts under the rules that add weighted parts; the other rules are no sums.
 export const SUMS = {
@@ -192,13 +193,15 @@ function shapedOf({ values }, shape) {
 
 function judgedOf(aspect) {
   if (!aspect.segments) return null;
-  const read = aspect.segments.filter((segment) => segment.score !== null);
-  if (!read.length) return "no segment to judge";
+  const read = aspect.segments.filter((segment) => segment.score !== null || isFound(segment));
+  if (!read.length) return aspect.values?.raw.length ? "nothing found" : "no segment to judge";
   const labels = new Map();
   for (const { label } of read) labels.set(label, (labels.get(label) ?? 0) + 1);
   const found = [...labels].map(([label, number]) => `${number} ${label ?? "graded"}`).join(", ");
-  const mean = read.reduce((sum, one) => sum + one.score, 0) / read.length;
   const segments = counted(read.length, "segment");
+  const scores = read.map(({ score }) => score).filter((score) => score !== null);
+  if (!scores.length) return `${segments} (${found})`;
+  const mean = scores.reduce((sum, one) => sum + one, 0) / scores.length;
   return `${segments} (${found}), mean score ${signed(mean)}`;
 }
 

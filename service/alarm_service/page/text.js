@@ -15,9 +15,18 @@ export function piecesOf(sample, reward, view) {
     start,
     end,
     value: score,
+    isFound: isFound({ label, score }),
     isSegment: true,
-    note: `${label ?? "segment"}, score ${score === null ? "none: not read" : signed(score)}`,
+    note: `${label ?? "segment"}, ${scoreNote(label, score)}`,
   }));
+}
+
+/** Say whether a segment is a finding without a score, such as an error of grammar. */
+export const isFound = ({ label, score }) => score === null && label !== null;
+
+function scoreNote(label, score) {
+  if (score !== null) return `score ${signed(score)}`;
+  return label === null ? "score none: not read" : "found";
 }
 
 const isNothing = (aspect) => aspect.values?.raw.length === 0;
@@ -86,13 +95,13 @@ function drawPieces(body, text, pieces, reach) {
   const slice = (start, end) => visible(points.slice(start, end).join(""));
   const notes = new Map();
   let at = 0;
-  for (const piece of pieces) {
-    // Tokens of one character, and segments that overlap others, are with the first.
-    if (piece.start < at || piece.end <= piece.start) continue;
+  for (const piece of apart(pieces)) {
     body.append(slice(at, piece.start));
-    const shown = slice(piece.start, piece.end);
+    const isEnd = piece.start === points.length;
+    const special = isEnd ? "⟨end⟩" : "⟨special⟩";
+    const shown = piece.end > piece.start ? slice(piece.start, piece.end) : special;
     const mark = element("span", { class: classOf(piece), tabindex: notes.size ? -1 : 0 }, shown);
-    mark.style.setProperty("--strength", strength(piece.value, reach));
+    mark.style.setProperty("--strength", piece.isFound ? "70%" : strength(piece.value, reach));
     notes.set(mark, `“${shortened(shown)}”: ${piece.note}`);
     body.append(mark);
     at = piece.end;
@@ -100,6 +109,53 @@ function drawPieces(body, text, pieces, reach) {
   body.append(slice(at, points.length));
   if (!text) body.append(element("em", { class: "quiet" }, "an empty completion"));
   return notes;
+}
+
+/**
+ * Return pieces in order that do not overlap. Where several do, such as tokens of one character or
+ * nested errors, each part of the text has the notes of all that cover it.
+ */
+function apart(pieces) {
+  const sorted = [...pieces].sort((a, b) => a.start - b.start || a.end - b.end);
+  const found = [];
+  for (let first = 0; first < sorted.length; ) {
+    let last = first + 1;
+    let { start, end } = sorted[first];
+    const isEmpty = start === end;
+    for (; last < sorted.length; last += 1) {
+      const next = sorted[last];
+      if (isEmpty ? next.start > start || next.end > end : next.start >= end) break;
+      end = Math.max(end, next.end);
+    }
+    const some = sorted.slice(first, last);
+    found.push(...(some.length > 1 ? partsOf(some) : some));
+    first = last;
+  }
+  return found;
+}
+
+function partsOf(pieces) {
+  const bounds = [...new Set(pieces.flatMap(({ start, end }) => [start, end]))].sort((a, b) => a - b);
+  if (bounds.length === 1) return [together(bounds[0], bounds[0], pieces)];
+  return bounds.slice(1).map((end, at) => {
+    const start = bounds[at];
+    return together(start, end, pieces.filter((one) => one.start <= start && end <= one.end));
+  });
+}
+
+/** Join pieces: the rewards of tokens add up, and of segments the worst gives the color. */
+function together(start, end, pieces) {
+  const [{ isSegment }] = pieces;
+  const values = pieces.map(({ value }) => value).filter((value) => value !== null);
+  const joined = isSegment ? Math.min(...values) : values.reduce((sum, one) => sum + one, 0);
+  return {
+    start,
+    end,
+    value: values.length ? joined : null,
+    isFound: pieces.some((one) => one.isFound),
+    isSegment,
+    note: pieces.map(({ note }) => note).join("; "),
+  };
 }
 
 function idleNote(pieces, { unit, why }, view) {
@@ -110,8 +166,9 @@ function idleNote(pieces, { unit, why }, view) {
   return `Point at a ${one}, or go through them with the arrow keys, for ${what}.`;
 }
 
-function classOf({ value, isSegment }) {
-  const sign = value === null ? "unjudged" : value < 0 ? "negative" : value > 0 ? "positive" : "";
+function classOf({ value, isFound, isSegment }) {
+  const judged = value < 0 ? "negative" : value > 0 ? "positive" : "";
+  const sign = isFound ? "negative" : value === null ? "unjudged" : judged;
   return ["piece", sign, isSegment ? "segment" : ""].filter(Boolean).join(" ");
 }
 

@@ -193,7 +193,7 @@ function cellsOf(at) {
     isFailed ? cell("none", "number bad") : cell(signed(columns.reward[at])),
     zCell(columns.z[at], columns.admitted[at]),
     cell(columns.length[at] ?? ""),
-    cell(Number.isNaN(deviation) ? "" : plain(deviation), deviation < 1e-9 ? "number flat" : "number"),
+    cell(Number.isNaN(deviation) ? "" : plain(deviation), deviation < 1e-4 ? "number flat" : "number"),
     isFailed ? cell(errors[columns.error[at]], "excerpt bad") : cell(visible(columns.excerpt[at]), "excerpt"),
   ];
 }
