@@ -1,13 +1,21 @@
-"""Samples and segments as JSON, in the shape of `/score`: for other servers and processes."""
+"""Samples and scores as JSON, in the shape of `/score`: for other servers and processes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from alarm_models.types import Message, Sample, SegmentScore, Span, ToolCall
+from alarm_models.types import Message, Sample, Score, SegmentScore, Span, ToolCall
 
-__all__ = ["message_to_json", "sample_from_json", "sample_to_json", "segment_from_json"]
+__all__ = [
+    "message_to_json",
+    "number",
+    "sample_from_json",
+    "sample_to_json",
+    "score_from_json",
+    "whole_number",
+]
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -56,14 +64,72 @@ def sample_from_json(encoded: Mapping[str, Any]) -> Sample:
     )
 
 
-def segment_from_json(
-    span: Span, label: str | None, score: float | None, *, is_graded: bool
-) -> SegmentScore:
-    """Return a segment of a response with its verdict, which responses do not have.
+def score_from_json(row: Mapping[str, Any]) -> Score:
+    """Return a score of a response, for a row without an error.
+
+    Raises `KeyError`, `TypeError` or `ValueError` where the row is not a score. Numbers may be
+    infinite or NaN.
+    """
+    is_graded = row.get("graded") is True
+    outputs, of_outputs = row.get("outputs"), row.get("output_segments")
+    return Score(
+        _number_or_none(row["score"]),
+        _segments(row["segments"], is_graded=is_graded),
+        whole_number(row["num_tokens"]),
+        row["truncated"] is True,
+        outputs=None if outputs is None else {str(name): number(outputs[name]) for name in outputs},
+        omitted=tuple(map(str, row.get("omitted") or ())),
+        judged=_spans_or_none(row.get("judged")),
+        output_segments=None
+        if of_outputs is None
+        else {
+            str(name): _segments(some, is_graded=is_graded) or ()
+            for name, some in of_outputs.items()
+        },
+        skipped=tuple(map(str, row.get("skipped") or ())),
+    )
+
+
+def number(value: object) -> float:
+    """Return a number of a response; raise `TypeError` for others, including digits as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a number was expected, not a {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def whole_number(value: object) -> int:
+    """Return an integer of a response that is at least 0; raise `TypeError` for others."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("an integer was expected")
+    return value
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else number(value)
+
+
+def _spans_or_none(pairs: Any) -> tuple[Span, ...] | None:
+    if pairs is None:
+        return None
+    return tuple(Span(whole_number(start), whole_number(end)) for start, end in pairs)
+
+
+def _segments(rows: Any, *, is_graded: bool) -> tuple[SegmentScore, ...] | None:
+    return None if rows is None else tuple(_segment(one, is_graded=is_graded) for one in rows)
+
+
+def _segment(row: Any, *, is_graded: bool) -> SegmentScore:
+    """Return a segment with its verdict, which responses do not have.
 
     Grades have none. A margin of two labels is positive above 0; a tie is negative. A label without
     a score is an error that a check found; without both, the model did not read the segment.
     """
+    span = Span(whole_number(row["start"]), whole_number(row["end"]))
+    label = None if row["label"] is None else str(row["label"])
+    score = _number_or_none(row["score"])
     if is_graded:
         verdict = None
     elif score is None:

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import eq
 from typing import Any, Literal, NamedTuple, overload
 
@@ -364,6 +365,12 @@ class Score:
     output_segments: Mapping[str, tuple[SegmentScore, ...]] | None = None
     skipped: tuple[str, ...] = ()
     is_divided: bool = False
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether its segments are graded rather than judged; False if none was read."""
+        segments = [*(self.segments or ()), *chain(*(self.output_segments or {}).values())]
+        return any(one.score is not None and one.is_positive is None for one in segments)
 
     def with_prefixes(self, prefixes: Sequence[Score], spans: Sequence[Span]) -> Score:
         """Return this score of a whole completion with those of its prefixes, the empty one first.

@@ -494,6 +494,12 @@ class ScoreOut(_Out):
         description="the parts of the completion that the policy wrote and the model was shown, "
         "as [start, end); absent where that is all of it",
     )
+    graded: bool = Field(
+        default=False,
+        exclude_if=lambda graded: not graded,
+        description="whether the segments' scores are grades rather than margins between two "
+        "labels; absent if not",
+    )
     error: SampleErrorOut | None
 
 
@@ -825,6 +831,7 @@ def score_out(sample: SampleIn, outcome: Score | SampleError) -> ScoreOut:
         truncated=outcome.truncated,
         omitted=list(outcome.omitted),
         judged=None if outcome.judged is None else [list(part) for part in outcome.judged],
+        graded=outcome.is_graded,
         error=None,
     )
     if outcome.outputs is None:

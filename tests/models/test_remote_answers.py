@@ -22,8 +22,7 @@ from alarm_models.recipe.specs import GrammarSpec, RemoteSpec, usable_key
 from alarm_models.reward_models.languagetool import LanguageTool
 from alarm_models.reward_models.remote import connections as client
 from alarm_models.reward_models.remote.model import RemoteModel
-from alarm_models.sample_json import segment_from_json
-from alarm_models.types import EndpointFailure, Sample, Score, SegmentScore, Span
+from alarm_models.types import EndpointFailure, Sample, Score
 
 KEY = "sk-0123456789"
 
@@ -198,23 +197,6 @@ async def test_segment_beyond_the_completion_fails_its_sample(span: tuple[int, i
     async with opened(alarm) as (model, instead):
         instead.make = body(answer)
         assert values(await model.score(completions("abcd", "b"))) == ["model_failed", 1.5]
-
-
-@pytest.mark.parametrize(
-    ("label", "score", "is_graded", "verdict"),
-    [
-        ("ok", 0.5, False, True),
-        ("error", 0.0, False, False),
-        ("RULE", None, False, False),  # an error that a check found
-        (None, None, False, None),  # not read
-        ("step", 0.9, True, None),
-    ],
-)
-def test_segment_of_a_response_has_the_verdict_of_its_kind(
-    label: str | None, score: float | None, is_graded: bool, verdict: bool | None
-) -> None:
-    found = segment_from_json(Span(0, 4), label, score, is_graded=is_graded)
-    assert found == SegmentScore(Span(0, 4), label, score, verdict)
 
 
 async def test_unknown_error_code_becomes_model_failed() -> None:

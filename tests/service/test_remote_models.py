@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import tiny
+import torch
 from fastapi import FastAPI
 from remote_servers import Calls, judge
 from served import app_of
 from standin import FIGURE_1, PATIENCE_S, Letters, Words
 from tcp import over_tcp
+from tolerance import computed
 
 from alarm_models.recipe.schema import Recipe
 from alarm_service.api.app import create_app
@@ -105,6 +109,50 @@ async def test_remote_reward_lands_on_the_part_that_the_other_server_judged() ->
     assert one["token_rewards"] == [0, 2, 0]
     assert scored[0]["judged"] == [[0, 4]]
     assert "judged" not in whole[0]
+
+
+async def test_grades_of_segments_pass_through_a_chain_of_servers(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    head = torch.nn.Linear(32, 2).state_dict()
+    tensors = {f"score.{name}": tensor for name, tensor in head.items()}
+    folder = str(tiny.base_with(tmp_path / "prm", tensors).folder)
+    aspect = {"model": "prm", "shaping": "none", "mean": 0.25, "std": 0.5}
+    table = {
+        "name": "solutions",
+        "models": {
+            "words": {"kind": "length"},
+            "prm": {"kind": "steps", "checkpoint": folder, "head": "score"},
+        },
+        "holistic": {"model": "words"},
+        "hierarchy": {"rule": "weighted_sum"},
+        "aspects": {"steps": aspect},
+    }
+    local = Recipe.model_validate(table)
+    offsets = [[0, 3], [5, 8], [10, 13]]
+    given = [{"prompt": "?", "completion": "1+1\n\n=2.\n\nYes", "token_offsets": offsets}]
+
+    def behind(port: int) -> Recipe:
+        url = f"http://127.0.0.1:{port}"
+        remote = {"kind": "remote", "api": "alarm", "url": url, "model": "prm"}
+        return Recipe.model_validate(table | {"models": table["models"] | {"prm": remote}})
+
+    with (
+        over_tcp(create_app([local], Settings(device="cpu"))) as last,
+        over_tcp(create_app([behind(last)], Settings(device="cpu"))) as middle,
+    ):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{last}", timeout=60) as direct:
+            want = await rewards(direct, samples=given)
+            (scored,) = (
+                await direct.post("/score", json={"model": "prm", "samples": given})
+            ).json()["scores"]
+        async with front(behind(middle)) as client:
+            assert await rewards(client, samples=given) == want
+    assert scored["graded"] is True
+    grades = [segment["score"] for segment in scored["segments"]]
+    # A step gets (grade - mean) / std.
+    assert want[0]["aspects"]["steps"]["token_rewards"] == computed(
+        [(grade - 0.25) / 0.5 for grade in grades]
+    )
 
 
 async def test_remote_model_that_changed_is_not_used(back: Back) -> None:

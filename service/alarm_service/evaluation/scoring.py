@@ -38,15 +38,15 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 from alarm_models.reward_models.remote.http import is_retryable
-from alarm_models.sample_json import sample_to_json, segment_from_json
+from alarm_models.sample_json import sample_to_json, score_from_json
 from alarm_models.study.baselines import BASELINES
 from alarm_models.study.pairs import Floats
-from alarm_models.types import AspectReward, Reward, Sample, Score, Span
+from alarm_models.types import AspectReward, Reward, Sample, Score
 from alarm_service.engine.model_set import compares_samples
 from alarm_service.errors import ServiceError, format_validation_errors
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
-from alarm_service.schemas import NamedScoresOut, ScoreOut, ScoreResponse
+from alarm_service.schemas import ScoreResponse
 from alarm_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -274,39 +274,27 @@ class RemoteScorer:
         answer = await self._peer.post(self._url, body)
         try:
             scored = ScoreResponse.model_validate(answer, strict=True)
+            outcomes = [_outcome(row) for row in answer["scores"]]
         except ValidationError as error:
+            raise self._invalid(format_validation_errors(error.errors())) from error
+        except TypeError as error:
+            raise self._invalid(str(error)) from error
+        if len(outcomes) != len(samples):
             raise StudyError(
-                f"{without_password(self._url)} returned an invalid response: "
-                f"{format_validation_errors(error.errors())}"
-            ) from error
-        if len(scored.scores) != len(samples):
-            raise StudyError(
-                f"{without_password(self._url)} returned {len(scored.scores)} scores for "
+                f"{without_password(self._url)} returned {len(outcomes)} scores for "
                 f"{len(samples)} samples"
             )
         self._fingerprints[model] = scored.fingerprint
-        is_graded = self._recipe.models[model].grades_segments
-        return [_off_wire(one, is_graded=is_graded) for one in scored.scores]
+        return outcomes
+
+    def _invalid(self, reason: str) -> StudyError:
+        return StudyError(f"{without_password(self._url)} returned an invalid response: {reason}")
 
 
-def _off_wire(score: ScoreOut, *, is_graded: bool) -> Score | SampleError:
-    if score.error is not None:
-        return SampleError(score.error.code, score.error.message)
-    segments = None
-    if score.segments is not None:
-        segments = tuple(
-            segment_from_json(Span(one.start, one.end), one.label, one.score, is_graded=is_graded)
-            for one in score.segments
-        )
-    named = score if isinstance(score, NamedScoresOut) else None
-    return Score(
-        score.score,
-        segments,
-        score.num_tokens,
-        score.truncated,
-        outputs=None if named is None else named.outputs,
-        skipped=() if named is None else tuple(named.skipped),
-    )
+def _outcome(row: Mapping[str, Any]) -> Score | SampleError:
+    if row["error"] is None:
+        return score_from_json(row)
+    return SampleError(row["error"]["code"], row["error"]["message"])
 
 
 #: Samples in flight at once: enough to fill batches with similar lengths.

@@ -14,11 +14,17 @@ from alarm_models.preprocessing.templates import (
     num_prompt_messages,
 )
 from alarm_models.preprocessing.untrusted_text import neutralized_sample
-from alarm_models.recipe.specs import ANY_NUMBER, KINDS, JudgeMessage, RemoteSpec
+from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
 from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED, AnswerReader, JudgeAnswer
 from alarm_models.reward_models.remote.connections import excerpt
-from alarm_models.sample_json import message_to_json, sample_to_json, segment_from_json
-from alarm_models.types import Sample, Score, SegmentScore, Span
+from alarm_models.sample_json import (
+    message_to_json,
+    number,
+    sample_to_json,
+    score_from_json,
+    whole_number,
+)
+from alarm_models.types import Sample, Score
 
 __all__ = [
     "AlarmApi",
@@ -33,16 +39,6 @@ __all__ = [
     "number",
     "plain_score",
 ]
-
-
-def number(value: object) -> float:
-    """Return a number of a response; raise `TypeError` for others, including digits as text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a number was expected, not a {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 def plain_score(value: float) -> Score | SampleError:
@@ -99,7 +95,6 @@ class AlarmApi:
     def __init__(self, spec: RemoteSpec) -> None:
         self.max_samples = spec.batch_size
         self._spec = spec
-        self._is_graded = False
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return a request with unchanged samples."""
@@ -114,7 +109,7 @@ class AlarmApi:
         return [self._outcome(row) for row in answer["scores"]]
 
     def identity(self, answer: Any) -> str:
-        """Return the model's fingerprint, and store whether it scores segments."""
+        """Return the model's fingerprint."""
         name = self._spec.model
         if name is None:
             # The default is the first recipe's holistic model.
@@ -123,8 +118,6 @@ class AlarmApi:
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading on that server")
-        spec = KINDS.get(row["kind"])
-        self._is_graded = spec is not None and spec.grades_segments
         if not isinstance(row["fingerprint"], str):
             raise TypeError("the fingerprint must be a string")
         return row["fingerprint"]
@@ -139,50 +132,8 @@ class AlarmApi:
             if code in _CODES:
                 return SampleError(code, message)
             return SampleError("model_failed", f"{excerpt(code)}: {message}")
-        outputs, of_outputs = row.get("outputs"), row.get("output_segments")
-        score = Score(
-            _number_or_none(row["score"]),
-            self._segments(row["segments"]),
-            _whole(row["num_tokens"]),
-            row["truncated"] is True,
-            outputs=None
-            if outputs is None
-            else {str(name): number(one) for name, one in outputs.items()},
-            omitted=tuple(map(str, row.get("omitted") or ())),
-            judged=_spans_or_none(row.get("judged")),
-            output_segments=None
-            if of_outputs is None
-            else {str(name): self._segments(some) or () for name, some in of_outputs.items()},
-            skipped=tuple(map(str, row.get("skipped") or ())),
-        )
+        score = score_from_json(row)
         return score if _is_finite(score) else _NOT_FINITE
-
-    def _segments(self, rows: Any) -> tuple[SegmentScore, ...] | None:
-        return None if rows is None else tuple(self._segment(one) for one in rows)
-
-    def _segment(self, row: Any) -> SegmentScore:
-        return segment_from_json(
-            Span(_whole(row["start"]), _whole(row["end"])),
-            None if row["label"] is None else str(row["label"]),
-            _number_or_none(row["score"]),
-            is_graded=self._is_graded,
-        )
-
-
-def _number_or_none(value: object) -> float | None:
-    return None if value is None else number(value)
-
-
-def _spans_or_none(pairs: Any) -> tuple[Span, ...] | None:
-    if pairs is None:
-        return None
-    return tuple(Span(_whole(start), _whole(end)) for start, end in pairs)
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("an integer was expected")
-    return value
 
 
 def _is_finite(score: Score) -> bool:
@@ -281,7 +232,7 @@ class VllmScoringApi(_Classifier):
     def read(self, answer: Any, num_samples: int) -> list[Score | SampleError]:
         """Read the probability of the first token; a text that may have been cut is an error."""
         (row,) = answer["data"]
-        num_tokens = _whole(answer["usage"]["prompt_tokens"])
+        num_tokens = whole_number(answer["usage"]["prompt_tokens"])
         if self._max_tokens is not None and num_tokens >= self._max_tokens - 1:
             return [
                 SampleError(
@@ -297,7 +248,7 @@ class VllmScoringApi(_Classifier):
         rows = answer["data"]
         named = [row for row in rows if self._spec.model in (None, row["id"])]
         lengths = [row["max_model_len"] for row in named if row.get("max_model_len") is not None]
-        self._max_tokens = min(map(_whole, lengths), default=None)
+        self._max_tokens = min(map(whole_number, lengths), default=None)
         return str([[row["id"], row.get("root")] for row in named])
 
 
