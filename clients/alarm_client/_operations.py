@@ -152,9 +152,7 @@ def _ready_failure(call: Call) -> Flow[AlarmError | None]:
 def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
     try:
         # Samples of a group that the server holds must meet on one server.
-        reply = yield from request(
-            call if job.is_held else call.in_turn(), "POST", job.path, job.body
-        )
+        reply = yield from request(call.placed(is_held=job.is_held), "POST", job.path, job.body)
     except TooLarge:
         if len(job.samples) < 2:
             raise

@@ -17,6 +17,7 @@ from alarm_client.errors import (
     AlarmConnectionError,
     AlarmError,
     DeadlineExceeded,
+    Overloaded,
     ProtocolError,
     StatusError,
     status_error,
@@ -154,12 +155,13 @@ class Availability:
 
     `has_answered`: whether an ALaRM server has ever answered at this URL. An outage is logged when
     it begins, every 30 seconds while it lasts and when it ends, once for all waiting calls.
-    `skipped_until`: when calls that have other servers may use this one again.
+    `skipped_until`: when calls that have other servers may use this one again, and `busy_until`:
+    when those may that need not all reach the same server, because its queue was full.
     """
 
     def __init__(self) -> None:
         self.has_answered = False
-        self.skipped_until = -math.inf
+        self.skipped_until = self.busy_until = -math.inf
         self._since: float | None = None
         self._recovered = -math.inf
         self._logged = 0.0
@@ -193,7 +195,7 @@ class Availability:
         """Record that a request got an answer."""
         since, self._since = self._since, None
         self._recovered = now
-        self.skipped_until = -math.inf
+        self.skipped_until = self.busy_until = -math.inf
         if since is not None:
             LOG.warning("%s is available again after %.1f s", url, now - since)
 
@@ -226,7 +228,8 @@ class Call:
     """What all requests of one call share: the servers, the deadline, the retry policy.
 
     `host` is the server of the next request, `hosts` are all servers in the order in which they are
-    tried. `turns` numbers the requests that may go to any of them.
+    tried. `turns` numbers the requests that may go to any of them. With `is_held` the server holds
+    samples until the rest of their group is there, so that a full queue is no reason for another.
     """
 
     host: Host
@@ -239,6 +242,7 @@ class Call:
     connect_timeout: float
     id: str
     numbers: Iterator[int]
+    is_held: bool = False
 
     @property
     def url(self) -> str:
@@ -263,8 +267,10 @@ class Call:
         """The call with all of its requests to one server."""
         return replace(self, host=host, hosts=(host,))
 
-    def in_turn(self) -> Call:
-        """The call with the servers in the order of the next turn."""
+    def placed(self, *, is_held: bool) -> Call:
+        """The call with the servers in the order of the next turn, or of all held calls."""
+        if is_held:
+            return replace(self, is_held=True)
         at = next(self.turns) % len(self.hosts)
         hosts = self.hosts[at:] + self.hosts[:at]
         return replace(self, host=hosts[0], hosts=hosts)
@@ -273,7 +279,14 @@ class Call:
     def available(self) -> Host | None:
         """The first server that is not skipped."""
         now = self.clocks.now()
-        return next((host for host in self.hosts if host.server.skipped_until <= now), None)
+        return next((host for host in self.hosts if self.due(host) <= now), None)
+
+    def due(self, host: Host) -> float:
+        """When the call may use a server."""
+        server = host.server
+        if self.is_held:
+            return server.skipped_until
+        return max(server.skipped_until, server.busy_until)
 
     @property
     def time_left(self) -> float:
@@ -405,24 +418,25 @@ def request_with_retries(
             level = logging.DEBUG if is_outage else logging.INFO
         if not is_logged:
             LOG.log(level, "%s (attempt %d follows in %.1f s)", failure, num_tries + 1, delay)
-        if len(call.hosts) == 1:
+        until = call.clocks.now() + delay
+        if isinstance(failure, Overloaded):
+            call.server.busy_until = until
+        else:
+            call.server.skipped_until = until
+        if len(call.hosts) == 1 or call.due(call.host) < until:
             yield Sleep(delay)
         else:
             call = yield from _on_next_host(call, delay)
 
 
 def _on_next_host(call: Call, delay: float) -> Flow[Call]:
-    """The call on its next server: one that is not skipped, else the first to be due again.
-
-    The server that failed is skipped for `delay` seconds.
-    """
+    """The call on its next server: one that is not skipped, else the first to be due again."""
     now = call.clocks.now()
-    call.server.skipped_until = now + delay
     for host in call.hosts:
-        if host is not call.host and host.server.skipped_until <= now:
+        if host is not call.host and call.due(host) <= now:
             return call.on(host)
-    due = min(call.hosts, key=lambda host: host.server.skipped_until)
-    yield Sleep(max(0.0, min(delay, due.server.skipped_until - now)))
+    due = min(call.hosts, key=call.due)
+    yield Sleep(max(0.0, min(delay, call.due(due) - now)))
     return call.on(due)
 
 

@@ -133,6 +133,34 @@ def test_samples_that_the_server_holds_go_to_the_first_server():
     assert network.tried[3:] == ["one", "two"]
 
 
+def test_samples_that_the_server_holds_wait_for_a_full_queue_of_their_server():
+    network = Network()
+    client = network.client(retries=Retries(first=0.01))
+    client.hierarchical_reward([HELD])
+    network.servers["one"].script = [refusal(429, "overloaded", "queue full")] * 2
+    client.hierarchical_reward([HELD])
+    assert network.tried == ["one"] * 4
+
+
+def test_samples_that_the_server_holds_go_where_others_were_refused():
+    network = Network()
+    client = network.client(retries=Retries(first=100))
+    network.servers["one"].script = [refusal(429, "overloaded", "queue full")]
+    for sample in (SAMPLE, SAMPLE, HELD):
+        client.hierarchical_reward([sample])
+    assert Counter(network.tried[:-1]) == {"one": 1, "two": 2}
+    assert network.tried[-1] == "one"
+
+
+def test_other_samples_go_to_the_next_server_if_a_queue_is_full():
+    network = Network()
+    client = network.client(retries=Retries(first=100))
+    network.servers["one"].script = [refusal(429, "overloaded", "queue full")]
+    for _ in range(3):
+        client.hierarchical_reward([SAMPLE])
+    assert Counter(network.tried) == {"one": 1, "two": 3}
+
+
 def test_server_that_is_back_is_used_again(caplog):
     network = Network()
     network.down.add("one")

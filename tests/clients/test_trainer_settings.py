@@ -32,6 +32,16 @@ def test_settings_argument_overrides_environment(monkeypatch):
     assert (settings.recipe, settings.timeout) == ("of-the-argument", 5.0)
 
 
+def test_settings_take_several_urls_as_a_list():
+    assert read_settings(SKIPS, {"url": ["http://a", "http://b"]}).url == "http://a,http://b"
+
+
+def test_unusable_url_is_refused_without_its_password():
+    with pytest.raises(ValueError, match="a list of URLs") as refused:
+        read_settings(SKIPS, {"url": [b"http://any:sesame@a"]})
+    assert "sesame" not in str(refused.value)
+
+
 def test_settings_default_to_those_of_the_trainer(monkeypatch):
     monkeypatch.delenv("ALARM_TIMEOUT", raising=False)
     monkeypatch.delenv("ALARM_ON_FAILURE", raising=False)

@@ -94,6 +94,23 @@ def test_trl_reward_sends_recipe_and_aspects(rewards):
     assert (rewards.bodies[0]["recipe"], rewards.bodies[0]["aspects"]) == ("mine", "admitted")
 
 
+def test_trl_part_that_is_not_computed_for_all_samples_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"'wit': set aspects \(or ALARM_ASPECTS\) to 'all'"):
+        AlarmReward(part="wit", aspects="admitted")
+    monkeypatch.setenv("ALARM_ASPECTS", "admitted")
+    with pytest.raises(ValueError, match="only samples past the threshold have the part 'wit'"):
+        async_reward(part="wit")
+    AlarmReward(part="holistic")
+
+
+@pytest.mark.parametrize("part", ["holistic", "wit"])
+def test_part_of_a_models_scores_is_refused(part):
+    with pytest.raises(ValueError, match="model 'some-rm' has none: set recipe"):
+        AlarmReward(part=part, model="some-rm")
+    with pytest.raises(ValueError, match="model 'some-rm' has none: set recipe"):
+        ms_swift.orm("alarm", part, model="some-rm")(args=None)
+
+
 def test_trl_reward_name_is_configurable(rewards):
     assert (AlarmReward("a").__name__, async_reward("b").__name__) == ("a", "b")
 

@@ -1,9 +1,13 @@
 """Completions of several turns: messages of trainers, and token rewards under masks."""
 
+import functools
 import json
+import math
+from datetime import date
 from types import SimpleNamespace
 
 import client_tokenizers
+import numpy as np
 import pytest
 
 from alarm_client._payloads import group_order, reorder_scores, score_payload
@@ -29,6 +33,9 @@ TURNS = [
     {"role": "tool", "name": "add", "content": "3"},
     {"role": "assistant", "content": "It is three.", "reasoning_content": "3, then."},
 ]
+
+
+DEEP = functools.reduce(lambda inner, _: {"a": inner}, range(150), 5)
 
 
 def test_completion_of_turns_keeps_calls_results_and_thoughts():
@@ -58,6 +65,54 @@ def test_prompt_of_keeps_the_kinds_of_parts_that_are_not_text(message, expected)
 def test_prompt_of_part_without_type_or_text_is_refused():
     with pytest.raises(TypeError, match="a content part must have a type or a text"):
         prompt_of([{"role": "user", "content": [{"data": 1}]}])
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ([{"title": "Emma", "year": 1815}], '[{"title": "Emma", "year": 1815}]'),
+        ([{"type": "novel", "text": "Emma"}], '[{"type": "novel", "text": "Emma"}]'),
+        (["Emma", "Persuasion"], '["Emma", "Persuasion"]'),
+        ({"score": math.nan}, '{"score": NaN}'),
+        (np.array([1, 2]), "[1, 2]"),
+        ({"day": date(1815, 12, 23)}, '{"day": "1815-12-23"}'),
+        (5, "5"),
+        ([], ""),
+        ([{"type": "text", "text": "Emma"}], "Emma"),
+        ([{"text": "Emma"}], "Emma"),
+    ],
+)
+def test_result_of_a_tool_that_is_no_content_is_its_json(result, text):
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    found = completion_of([call, {"role": "tool", "content": result}])
+    assert found == [call, {"role": "tool", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ({"a": 1}, {"a": 1}),
+        ('{"a": 1', '{"a": 1'),
+        (["Emma"], '["Emma"]'),
+        (5, "5"),
+        ({"a": math.nan}, '{"a": NaN}'),
+        ({"a": np.int64(5)}, {"a": 5}),
+        (DEEP, json.dumps(DEEP)),
+    ],
+)
+def test_arguments_of_a_call_that_are_no_object_are_their_json(arguments, sent):
+    call = {"function": {"name": "find", "arguments": arguments}}
+    (found,) = completion_of([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert found["tool_calls"][0]["function"] == {"name": "find", "arguments": sent}
+    sample = Sample(prompt="?", completion=[found])
+    assert score_payload([sample], None).body
+
+
+def test_arguments_nested_too_deep_for_json_are_named():
+    deep = functools.reduce(lambda inner, _: [inner], range(100_000), 5)
+    call = {"function": {"name": "find", "arguments": deep}}
+    (found,) = completion_of([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert found["tool_calls"][0]["function"]["arguments"] == "<list>"
 
 
 def test_message_of_thinking_and_calls_as_json_are_read():
@@ -199,6 +254,33 @@ def test_trl_sends_turns_tools_and_the_length_limit(rewards):
     assert first["group"].endswith("-7")
     assert first["group_size"] == 2
     assert first["id"] != second["id"]
+
+
+def test_start_of_a_reply_is_put_before_replies_without_it(rewards):
+    prompt = [{"role": "user", "content": "Q"}]
+    completions = [
+        [{"role": "assistant", "content": "Hm, cut off"}],
+        [{"role": "assistant", "content": "Hm.\n</think>\n\nYes."}],
+        [{"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes."}],
+        [{"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}],
+        [{"role": "assistant", "content": ""}],
+        [
+            {"role": "assistant", "content": "One", "tool_calls": [CALL]},
+            {"role": "tool", "content": "3"},
+            {"role": "assistant", "content": "Two"},
+        ],
+    ]
+    trl.AlarmReward(reply_start="<think>\n")([prompt] * 6, completions)
+    *texts, thought, empty, turns = [sample["completion"] for sample in rewards.samples]
+    assert texts == [
+        "<think>\nHm, cut off",
+        "<think>\nHm.\n</think>\n\nYes.",
+        "<think>\nHm.\n</think>\n\nYes.",
+    ]
+    assert thought == completions[3]
+    assert empty == ""
+    contents = [turn["content"] for turn in turns]
+    assert contents == ["<think>\nOne", "3", "<think>\nTwo"]
 
 
 async def test_slime_sample_of_a_group_brings_its_size(rewards):

@@ -97,7 +97,7 @@ class Relay(ThreadingHTTPServer):
         steps: Flow[Reply]
         if send.method == "POST" and not is_admin:
             is_partial = _GROUP_SIZE in send.path.encode() or _GROUP_SIZE in (send.body or b"")
-            call = call if is_partial else call.in_turn()
+            call = call.placed(is_held=is_partial)
             steps = request_with_retries(call, send.method, send.path, send.body, send.headers)
         else:
             steps = _send_once(call, replace(send, timeout=timeout))

@@ -52,6 +52,7 @@ __all__ = [
     "split_messages",
     "template_of",
     "text_of_last",
+    "with_reply_starts",
     "without_end_tokens",
 ]
 
@@ -333,6 +334,31 @@ def preceded(sample: Sample, begun: str) -> Sample:
         return replace(sample, completion=completion)
     offsets = [(start + len(begun), end + len(begun)) for start, end in sample.token_offsets]
     return replace(sample, completion=completion, token_offsets=offsets)
+
+
+def with_reply_starts(sample: Sample, begun: str) -> Sample:
+    """The sample with a text before each of the policy's replies that does not begin with it.
+
+    Replies whose thought is separate have it already. Samples with token offsets are returned as
+    they are: their modules read the start of the reply from the prompt.
+    """
+    if sample.token_offsets is not None:
+        return sample
+    if isinstance(sample.completion, str):
+        return replace(sample, completion=_begun(sample.completion, begun))
+    turns = [
+        {**turn, "content": _begun(turn["content"], begun)}
+        if turn.get("role") == "assistant"
+        and isinstance(turn.get("content"), str)
+        and not turn.get("reasoning_content")
+        else turn
+        for turn in sample.completion
+    ]
+    return replace(sample, completion=turns)
+
+
+def _begun(text: str, begun: str) -> str:
+    return text if not text or text.lstrip().startswith(begun.strip()) else begun + text
 
 
 def _templated(messages: Sequence[Mapping[str, object]]) -> str | None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from alarm_client._payloads import json_of
 from alarm_client.message_offsets import TEXT_PARTS, completion_text
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "tools_of",
 ]
 
+_OF_TOOLS = ("tool", "function")
+
 # Names of a message's thought: OpenAI-compatible servers, OpenRouter, gpt-oss's template.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -30,13 +33,17 @@ def message_of(message: Any) -> dict[str, Any]:
     """A message with its role, content, thought, tool calls and name, from a mapping or an object.
 
     Content that is only text becomes a string; of parts that are not text the type is kept, so that
-    the server can say that its model does not read them. Other keys, such as a trainer's token ids,
+    the server can say that its model does not read them. What a policy or a tool writes in place of
+    a call's arguments or of parts is kept as its JSON. Other keys, such as a trainer's token ids,
     are left out, as are missing values. TypeError if there is no role or the content is not text or
     parts.
     """
-    found: dict[str, Any] = {"role": role_of(message)}
+    role = role_of(message)
+    found: dict[str, Any] = {"role": role}
     calls = _calls(message)
     content = get(message, "content")
+    if role in _OF_TOOLS and not _is_content(content):
+        content = _json_text(content)
     found["content"] = None if content is None and calls else content_of(content)
     for name in _THOUGHTS:
         thought = get(message, name)
@@ -74,6 +81,22 @@ def content_of(content: Any) -> str | list[dict[str, str]]:
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
+
+
+def _is_content(value: Any) -> bool:
+    """Whether a tool's result is text or parts, and not a list of its own values."""
+    if value is None or isinstance(value, str):
+        return True
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        return False
+    return all(map(_is_part, value))
+
+
+def _is_part(value: Any) -> bool:
+    kind = _kind(value)
+    if kind is None:
+        return isinstance(get(value, "text"), str)
+    return kind in TEXT_PARTS or kind in _KINDS
 
 
 def tools_of(value: Any) -> list[Any] | None:
@@ -186,9 +209,40 @@ def _call(call: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "function", "function": {"name": name}}
     arguments = get(function, "arguments")
     if arguments is not None:
-        found["function"]["arguments"] = arguments
+        found["function"]["arguments"] = _arguments(arguments)
     call_id = get(call, "id")
     return {"id": call_id, **found} if isinstance(call_id, str) else found
+
+
+def _arguments(value: Any) -> Any:
+    """An object or a text; of anything else its JSON, which fails one sample on the server."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        try:
+            return json_of(value, "arguments")
+        except (TypeError, ValueError):
+            pass
+    return _json_text(value)
+
+
+def _json_text(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError, RecursionError):
+        return f"<{type(value).__name__}>"
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _kind(part: Any) -> str | None:
+    """The type of a part, which processors may name by its only key; None if it has none."""
+    kind = get(part, "type")
+    if kind is None:
+        kind = next((name for name in _KINDS if get(part, name) is not None), None)
+    return kind if isinstance(kind, str) else None
 
 
 def _part(part: Any) -> dict[str, str]:
@@ -201,8 +255,7 @@ def _part(part: Any) -> dict[str, str]:
         return {"type": "text", "text": str(get(part, "refusal") or "")}
     if kind in TEXT_PARTS:
         return {"type": "text", "text": ""}  # datasets fill missing values with None
+    kind = _kind(part)
     if kind is None:
-        kind = next((name for name in _KINDS if get(part, name) is not None), None)
-    if not isinstance(kind, str):
         raise TypeError(f"a content part must have a type or a text, got a {type(part).__name__}")
     return {"type": kind}

@@ -52,6 +52,7 @@ class Settings:
     """The source of the rewards, what is sent with each sample, and the failure policy.
 
     `recipe`: a recipe of the server, the default one unless named; `overrides`: changes to it.
+    `url`: one server or several, as a list or separated by commas.
     `model`: a model of the server, whose raw scores are the rewards, in place of a recipe.
     `aspects`: "all" computes every aspect for the logs, "admitted" only those that the reward
     requires. `aspect_names`: the names to log, fixed before the first response. `fields`: field of
@@ -63,6 +64,8 @@ class Settings:
     `max_completion_tokens`: the policy's limit, for trainers that pass token ids and not whether a
     completion was cut off. `template`: the policy's chat template, for trainers that send it: a
     name, "plain" for none, or JSON of the texts before and after turns; None detects it.
+    `reply_start`: the text that the policy's chat template writes at the start of each reply, such
+    as `<think>`, for trainers that pass replies without it.
     `timeout`: seconds per call, retries included; `connect_timeout`: seconds until a first
     response. `on_failure`: "raise", "none", "group_mean" or the reward of a failed sample.
     """
@@ -84,6 +87,7 @@ class Settings:
     connect_timeout: float
     on_failure: OnFailure
     template: str | None = None
+    reply_start: str | None = None
 
     @property
     def trainer(self) -> str:
@@ -115,7 +119,7 @@ def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = N
 
     settings = Settings(
         defaults=defaults,
-        url=values["url"],
+        url=_urls(values["url"], defaults.trainer),
         api_key=values["api_key"],
         recipe=read("recipe", _text, None),
         model=read("model", _text, None),
@@ -131,9 +135,26 @@ def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = N
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
         on_failure=read("on_failure", _policy, defaults.on_failure),
         template=read("template", _template, None),
+        reply_start=read("reply_start", _text, None),
     )
     _check(settings)
     return settings
+
+
+def require_part(settings: Settings, part: str) -> None:
+    """Raise ValueError if a part of the rewards would not be computed for every sample."""
+    if part == "reward":
+        return
+    if settings.model:
+        raise ValueError(
+            f"{settings.trainer}: part {part!r} is a part of a recipe's reward, and model "
+            f"{settings.model!r} has none: set recipe in place of model"
+        )
+    if part != "holistic" and settings.aspects == "admitted":
+        raise ValueError(
+            f"{settings.trainer}: with aspects 'admitted' only samples past the threshold have the "
+            f"part {part!r}: set aspects (or ALARM_ASPECTS) to 'all'"
+        )
 
 
 def _check(settings: Settings) -> None:
@@ -181,6 +202,15 @@ def _read(name: str, value: Any, read: Callable[[Any], Any], fallback: Any) -> A
         return fallback if value is None else read(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} (or ALARM_{name.upper()}): {error}; got {value!r}") from None
+
+
+def _urls(value: Any, trainer: str) -> str | None:
+    """URLs separated by commas; the message contains no value, as URLs may have passwords."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{trainer}: url (or ALARM_URL): must be a URL, or a list of URLs")
+    return ",".join(value)
 
 
 def _aspects(value: Any) -> Aspects:

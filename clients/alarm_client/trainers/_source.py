@@ -13,7 +13,7 @@ from alarm_client.client import AlarmClient, AsyncAlarmClient
 from alarm_client.errors import AlarmError
 from alarm_client.trainers._components import AspectNames
 from alarm_client.trainers._failures import InvalidCalls, failed_call
-from alarm_client.trainers._inputs import plain_samples, template_of
+from alarm_client.trainers._inputs import plain_samples, template_of, with_reply_starts
 from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
 from alarm_client.trainers._shared_calls import Consumer, SharedCalls
 from alarm_client.types import Reward, RewardResult, Sample, Score, ScoreResult
@@ -51,7 +51,7 @@ class RewardSource:
         """The rewards, for blocking callers."""
         if not samples:
             return []
-        samples = plain_samples(samples, self._template, self.settings.trainer)
+        samples = self._plain(samples)
         if consumer is None:
             return self._rewards(samples)
         return self._shared.result(consumer, _key(samples), partial(self._rewards, samples))
@@ -62,7 +62,7 @@ class RewardSource:
         """The rewards, for asyncio callers."""
         if not samples:
             return []
-        samples = plain_samples(samples, self._template, self.settings.trainer)
+        samples = self._plain(samples)
         if consumer is None:
             return await self._arewards(samples)
         return await self._shared.aresult(consumer, _key(samples), partial(self._arewards, samples))
@@ -89,6 +89,12 @@ class RewardSource:
     def close(self) -> None:
         """Close the blocking connections; asyncio connections close with their loop."""
         self._client.close()
+
+    def _plain(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples without the markup of chat templates, with the starts of their replies."""
+        samples = plain_samples(samples, self._template, self.settings.trainer)
+        begun = self.settings.reply_start
+        return [with_reply_starts(one, begun) for one in samples] if begun else samples
 
     def _rewards(self, samples: Sequence[Sample]) -> list[Reward]:
         given = self.settings

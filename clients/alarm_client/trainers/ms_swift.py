@@ -10,7 +10,7 @@ from typing import Any
 from alarm_client.trainers._columns import groups_of, rows_of, with_rows
 from alarm_client.trainers._failures import numbers
 from alarm_client.trainers._inputs import completion_of, read_each, split_messages
-from alarm_client.trainers._settings import TrainerDefaults
+from alarm_client.trainers._settings import TrainerDefaults, require_part
 from alarm_client.trainers._shared_calls import Consumer
 from alarm_client.trainers._source import get_reward_source
 from alarm_client.types import Sample
@@ -46,6 +46,7 @@ class AlarmORM:
         if self.part != "reward":
             given.setdefault("aspects", "all")
         self.source = get_reward_source(DEFAULTS, given)
+        require_part(self.source.settings, self.part)
         self._consumer = Consumer()
 
     async def __call__(

@@ -16,7 +16,12 @@ from alarm_client.trainers._components import columns, means
 from alarm_client.trainers._failures import scalars
 from alarm_client.trainers._inputs import completion_of, prompt_of, read_each
 from alarm_client.trainers._messages import tools_of
-from alarm_client.trainers._settings import Settings, TrainerDefaults, read_settings
+from alarm_client.trainers._settings import (
+    Settings,
+    TrainerDefaults,
+    read_settings,
+    require_part,
+)
 from alarm_client.trainers._shared_calls import Consumer
 from alarm_client.trainers._source import RewardSource, source_for
 from alarm_client.types import Reward, Sample
@@ -60,6 +65,7 @@ class AlarmReward:
         self.__name__ = name
         self.part = part
         given = read_settings(DEFAULTS, settings)
+        require_part(given, part)
         _refuse_none_where_it_is_zero(given)
         self.source: RewardSource = source_for(given)
         self._consumer = Consumer()
