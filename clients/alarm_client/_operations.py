@@ -6,7 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from alarm_client._parsing import read_catalogue
-from alarm_client._payloads import Payload, fits_limits, group_order, split, split_in_two
+from alarm_client._payloads import (
+    Payload,
+    fits_limits,
+    group_order,
+    require_splittable,
+    split,
+    split_in_two,
+)
 from alarm_client._retry import (
     RETRIED,
     Call,
@@ -40,16 +47,16 @@ _POLL_SECONDS = 1.0
 _POLL_TIMEOUT = 10.0
 
 
-class CachedLimits:
-    """The server's limits, once fetched."""
+class CachedCatalogue:
+    """What the server serves and its limits, once fetched."""
 
-    __slots__ = ("limits",)
+    __slots__ = ("catalogue",)
 
     def __init__(self) -> None:
-        self.limits: Limits | None = None
+        self.catalogue: Catalogue | None = None
 
 
-def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
+def run_payload(call: Call, job: Payload[T], known: CachedCatalogue) -> Flow[T]:
     """The result of a payload, sent in as many requests as the server's limits require.
 
     Samples of a group are sent next to each other, so that a split keeps them together.
@@ -59,14 +66,15 @@ def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
     return job.restore(result, order)
 
 
-def _run_ordered(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
-    if known.limits is None:
+def _run_ordered(call: Call, job: Payload[T], known: CachedCatalogue) -> Flow[T]:
+    if known.catalogue is None:
         if fits_limits(job, SAFE):
             return (yield from _send_payload(call, job))
-        known.limits = (yield from fetch_catalogue(call)).limits
-    parts = split(job, known.limits)
+        known.catalogue = yield from fetch_catalogue(call)
+    parts = split(job, known.catalogue.limits)
     if len(parts) == 1:
         return (yield from _send_payload(call, job))
+    require_splittable(job, known.catalogue)
     return (yield from _send_parts(call, job, parts))
 
 
@@ -156,6 +164,8 @@ def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
     except TooLarge:
         if len(job.samples) < 2:
             raise
+        if job.has_rule:
+            require_splittable(job, (yield from fetch_catalogue(call)))
         # At the same time: the server may hold members of a group that is in both halves.
         return (yield from _send_parts(call, job, split_in_two(job)))
     except DeadlineExceeded as error:

@@ -14,6 +14,7 @@ from alarm_client._parsing import read_rewards, read_scores, sent_name
 from alarm_client.errors import ProtocolError
 from alarm_client.types import (
     Aspects,
+    Catalogue,
     JudgeUsage,
     Limits,
     Overrides,
@@ -142,6 +143,7 @@ class Payload(Generic[T]):
     """Samples for one endpoint, and how to parse and merge the responses.
 
     `encoded` holds the JSON of each sample; `head` opens the body up to the list of samples.
+    `recipe` is the named one, and `rule` the one that overrides its rule.
     """
 
     path: str
@@ -151,6 +153,8 @@ class Payload(Generic[T]):
     read: Callable[[bytes, Sequence[Sample]], T]
     merge: Callable[[Sequence[T]], T]
     restore: Callable[[T, Sequence[int]], T]
+    recipe: str | None = None
+    rule: str | None = None
 
     @property
     def body(self) -> bytes:
@@ -166,6 +170,11 @@ class Payload(Generic[T]):
     def is_held(self) -> bool:
         """Whether the server may hold a sample until the rest of its group is there."""
         return any(sample.group_size is not None for sample in self.samples)
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether a rule combines the samples of a request, and none waits for others."""
+        return self.path == "/hierarchical_reward" and not self.is_held
 
     def ordered(self, order: Sequence[int]) -> Payload[T]:
         """The same call with its samples in another order."""
@@ -213,6 +222,8 @@ def reward_payload(
         read_rewards,
         merge_rewards,
         reorder_rewards,
+        text_of(recipe, "recipe"),
+        None if overrides is None else overrides.get("rule"),
     )
 
 
@@ -224,6 +235,23 @@ def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
             + ("; wrap the sample in a list" if isinstance(samples, (Sample, Mapping)) else "")
         )
     return tuple(_sample(sample, f"samples[{index}]") for index, sample in enumerate(samples))
+
+
+def require_splittable(job: Payload[T], catalogue: Catalogue) -> None:
+    """Raise ValueError if the rule normalizes rewards over one request, so that parts differ."""
+    if not job.has_rule:
+        return
+    rows = (row for row in catalogue.recipes if job.recipe in (None, row.get("name")))
+    rule = job.rule or next(rows, {}).get("rule")
+    if rule in _OVER_REQUESTS:
+        most = catalogue.limits
+        raise ValueError(
+            f"the rule {rule!r} normalizes rewards over one request, and these {len(job.samples)} "
+            f"samples ({job.num_bytes} bytes) need several: send at most {most.max_samples} "
+            f"samples and {most.max_body_bytes} bytes in a call, raise the server's limits "
+            "(--max-samples, --max-body-bytes), or use the rule 'mo_grpo', which normalizes over "
+            "groups"
+        )
 
 
 def fits_limits(job: Payload[T], limits: Limits) -> bool:
@@ -390,6 +418,9 @@ def _dump(value: object) -> bytes:
 
 _MOST_DIGITS = 4300  # Python's limit for converting integers to text
 _DEEPEST = 100
+
+# Rules that normalize over a request, and not only over the groups in it.
+_OVER_REQUESTS = ("gdpo",)
 
 
 def describe(value: object) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
-from threading import Event
+from functools import partial
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from alarm_client._retry import Action, Flow, Gather, Reply, Send, Sleep
@@ -41,7 +42,7 @@ def run_flow(
     max_concurrency: int,
     abandoned: Event | None = None,
 ) -> T:
-    """Run a flow on this thread, and gathered flows on a thread pool of the call."""
+    """Run a flow on this thread, and gathered flows on threads of the call."""
     abandoned = abandoned or Event()
 
     def perform(action: Action) -> object:
@@ -63,22 +64,40 @@ def run_flow(
 
 
 def _run_all(gathered: Gather, send: Callable[[Send], Reply], max_concurrency: int) -> list[Any]:
+    """The results of flows that run on threads; the first error of one abandons the others.
+
+    The threads are daemons, so that an interrupted process ends without waiting for answers.
+    """
     abandoned = Event()
-    pool = ThreadPoolExecutor(min(max_concurrency, len(gathered.flows)), "alarm-client")
+    waiting = iter(enumerate(gathered.flows))
+    lock = Lock()
+    outcomes: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        while not abandoned.is_set():
+            with lock:
+                index, flow = next(waiting, (None, None))
+            if index is None or flow is None:
+                return
+            try:
+                outcomes.put((index, run_flow(flow, send, max_concurrency, abandoned), None))
+            except BaseException as error:
+                outcomes.put((index, None, error))
+
+    results: dict[int, Any] = {}
     try:
-        # In the caller's context, so that each request carries its trace.
-        futures = [
-            pool.submit(copy_context().run, run_flow, flow, send, max_concurrency, abandoned)
-            for flow in gathered.flows
-        ]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            if future in done:
-                future.result()
-        return [future.result() for future in futures]
+        for number in range(min(max_concurrency, len(gathered.flows))):
+            # In the caller's context, so that each request carries its trace.
+            run = partial(copy_context().run, work)
+            Thread(target=run, name=f"alarm-client_{number}", daemon=True).start()
+        while len(results) < len(gathered.flows):
+            index, value, error = outcomes.get()
+            if error is not None:
+                raise error
+            results[index] = value
     finally:
         abandoned.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+    return [results[index] for index in range(len(results))]
 
 
 async def run_flow_async(

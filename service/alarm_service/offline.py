@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from alarm_models.combination.rule_registry import RULES
 from alarm_models.errors import SampleError
 from alarm_models.process_tuning import disable_malloc_trim
 from alarm_models.recipe.schema import Overrides, Recipe
@@ -73,7 +75,9 @@ async def _score(engine: RewardEngine, recipe: Recipe, source: BinaryIO, out: IO
     num_lines = num_failed = 0
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("scoring", total=_num_bytes(source))
-        for chunk in _chunks(_parse(*line) for line in read_lines(source)):
+        lines = (_parse(*line) for line in read_lines(source))
+        is_whole = RULES[recipe.hierarchy.rule].normalizes_requests
+        for chunk in _chunks(lines, math.inf if is_whole else _MAX_IN_FLIGHT):
             rewards = await _rewards(engine, recipe, chunk)
             num_lines += len(chunk)
             num_failed += sum(reward.error is not None for reward in rewards)
@@ -107,11 +111,11 @@ class _Parsed:
     id: str | int | None = None
 
 
-def _chunks(lines: Iterator[_Parsed]) -> Iterator[list[_Parsed]]:
-    """Yield chunks of lines; adjacent samples of one group stay together."""
+def _chunks(lines: Iterator[_Parsed], size: float) -> Iterator[list[_Parsed]]:
+    """Yield chunks of at least ``size`` lines; adjacent samples of one group stay together."""
     chunk: list[_Parsed] = []
     for line in lines:
-        if len(chunk) >= _MAX_IN_FLIGHT and not _are_of_one_group(chunk[-1].sample, line.sample):
+        if len(chunk) >= size and not _are_of_one_group(chunk[-1].sample, line.sample):
             yield chunk
             chunk = []
         chunk.append(line)

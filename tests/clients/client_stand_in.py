@@ -18,10 +18,12 @@ class StandIn:
         script: Sequence[httpx.Response | Exception] = (),
         max_samples: int = 1024,
         change: Callable[[dict], object] = lambda answer: None,
+        rule: str = "hierarchical",
     ) -> None:
         self.script = list(script)
         self.max_samples = max_samples
         self.change = change
+        self.rule = rule
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -35,8 +37,7 @@ class StandIn:
         if path == "/health/ready":
             return httpx.Response(200, json={"status": "ready"})
         if path == "/models":
-            limits = {"max_samples": self.max_samples, "max_body_bytes": 1 << 26}
-            return httpx.Response(200, json={"models": [], "recipes": [], "limits": limits})
+            return httpx.Response(200, json=self._catalogue())
         return self._answer(path, json.loads(request.content))
 
     @property
@@ -46,6 +47,11 @@ class StandIn:
     @property
     def paths(self) -> list[str]:
         return [request.url.path for request in self.requests]
+
+    def _catalogue(self) -> dict:
+        limits = {"max_samples": self.max_samples, "max_body_bytes": 1 << 26}
+        recipes = [{"name": "mini", "rule": self.rule}]
+        return {"models": [], "recipes": recipes, "limits": limits}
 
     def _answer(self, path: str, body: dict) -> httpx.Response:
         samples = body["samples"]

@@ -53,6 +53,22 @@ async def test_score_of_one_sample_sends_one_request(ask):
     assert (result.model, result.scalars(), server.paths) == ("rm", [3.0], ["/score"])
 
 
+@pytest.mark.parametrize(
+    ("rule", "args"),
+    [("gdpo", ()), ("gdpo", ("mini",)), ("hierarchical", (None, {"rule": "gdpo"}))],
+)
+@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES[:100]])
+async def test_call_that_needs_several_requests_is_refused_for_a_rule_over_one(
+    ask, rule, args, samples
+):
+    server = StandIn(max_samples=64, rule=rule)
+    with pytest.raises(ValueError, match=r"'gdpo' normalizes rewards over one request.*at most 64"):
+        await ask(server, "hierarchical_reward", samples, *args)
+    assert (await ask(server, "score", samples)).scalars() == LENGTHS[: len(samples)]
+    server = StandIn(rule=rule)
+    assert len((await ask(server, "hierarchical_reward", samples, *args)).rewards) == len(samples)
+
+
 async def test_hierarchical_reward_sends_all_options(ask):
     server = StandIn()
     sample = {"prompt": "p", "completion": "abc", "token_offsets": [[0, 1], [1, 3], [3, 3]]}

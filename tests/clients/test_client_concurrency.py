@@ -2,7 +2,10 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -66,6 +69,35 @@ def test_failed_part_raises_without_waiting_for_others():
         client.score(SAMPLES)
     assert not waited_out.is_set()
     released.set()
+
+
+def test_process_ends_after_a_failed_part_while_another_waits():
+    script = """
+import threading
+import httpx
+from client_stand_in import StandIn, refusal
+from alarm_client import AlarmClient, InvalidRequest, Sample
+
+inner, under_way = StandIn(max_samples=150), threading.Barrier(2)
+
+def handler(request):
+    if request.url.path == "/score":
+        if under_way.wait() == 0:
+            return refusal(422, "schema", "bad part")
+        threading.Event().wait()
+    return inner(request)
+
+client = AlarmClient(transport=httpx.MockTransport(handler))
+sample = Sample(prompt="p", completion="c")
+try:
+    client.score([sample] * 300)
+except InvalidRequest:
+    print("refused")
+"""
+    command = [sys.executable, "-c", script]
+    folder = Path(__file__).parent
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("refused\n", 0), ended.stderr
 
 
 class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):

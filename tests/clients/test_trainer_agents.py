@@ -58,6 +58,68 @@ def test_mask_by_template_is_that_of_trainers():
     assert mask_by_template(IDS, TOKENS, None) is None
 
 
+@pytest.mark.parametrize(
+    ("template", "pieces"),
+    [
+        (
+            "mistral",
+            [
+                (1, '[TOOL_CALLS] [{"name": "find"}]</s>'),
+                (0, "[TOOL_RESULTS] She[/TOOL_RESULTS][TOOL_RESULTS] Her[/TOOL_RESULTS]"),
+                (1, "It was she.</s>"),
+            ],
+        ),
+        (
+            "deepseek",
+            [
+                (1, "<｜tool▁call▁begin｜>find<｜tool▁call▁end｜><｜end▁of▁sentence｜>"),
+                (0, "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>She<｜tool▁output▁end｜>\n"),
+                (0, "<｜tool▁output▁begin｜>Her<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"),
+                (1, "It was she.<｜end▁of▁sentence｜>"),
+            ],
+        ),
+        (
+            "deepseek",  # V3.1 has no tokens around several results
+            [
+                (1, "<｜tool▁call▁begin｜>find<｜tool▁call▁end｜><｜end▁of▁sentence｜>"),
+                (0, "<｜tool▁output▁begin｜>She<｜tool▁output▁end｜>"),
+                (0, "<｜tool▁output▁begin｜>Her<｜tool▁output▁end｜>"),
+                (1, "It was she.<｜end▁of▁sentence｜>"),
+            ],
+        ),
+        (
+            "gemma-4",
+            [
+                (1, "<|tool_call>call:find{}<tool_call|>"),
+                (0, "<|tool_response>She<tool_response|><|tool_response>Her<tool_response|>"),
+                (1, "It was she.<turn|>"),
+            ],
+        ),
+    ],
+)
+def test_results_within_the_assistants_turn_are_not_the_policys(template, pieces):
+    tokenizer = policy_tokenizer()
+    markers = set(re.findall(r"<[^<>]+>|\[/?\w+\]", "".join(text for _, text in pieces)))
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(markers)})
+    rows = [(own, tokenizer(text).input_ids) for own, text in pieces]
+    ids, mask = [one for _, row in rows for one in row], [own for own, row in rows for _ in row]
+    assert mask_by_template(ids, tokenizer, TEMPLATES[template]) == mask
+    turns = turns_of(ids, mask, PolicyTokens(tokenizer), tokenizer, TEMPLATES[template])
+    assert [one["role"] for one in turns.messages] == ["assistant", "tool", "tool", "assistant"]
+    assert [one["content"] for one in turns.messages[1:]] == ["She", "Her", "It was she."]
+
+
+@pytest.mark.parametrize("num_masked", [1, 2, 3])
+def test_turns_of_a_resumed_rollout_are_those_of_the_whole_one(num_masked):
+    mask = [0] * len(encoded(PIECES[:num_masked])[0])
+    mask += MASK[len(mask) :]
+    policy, template = PolicyTokens(TOKENS), TEMPLATES["chatml"]
+    turns = turns_of(IDS, mask, policy, TOKENS, template)
+    assert turns.messages == TURNS
+    whole = turns_of(IDS, MASK, policy, TOKENS, template)
+    assert turns.offsets == whole.offsets[-sum(mask) :]
+
+
 def test_mask_by_template_keeps_headers_that_the_policy_writes():
     own = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|message|>Yes.<|end|>"
     result = "<|start|>functions.find to=assistant<|message|>She<|end|><|start|>assistant"
@@ -235,6 +297,16 @@ async def test_verl_agent_loop_without_a_mask_is_split_by_the_template(rewards):
     assert sent["completion"] == TURNS
     assert len(sent["token_offsets"]) == sum(MASK)
     assert (sent["tools"], sent["group"], sent["group_size"]) == ([TOOL], "u", 2)
+
+
+async def test_verl_agent_loop_in_an_unknown_template_is_warned_of(rewards, caplog):
+    item = Item(__num_turns__=4)
+    item.batch["prompts"] = torch.tensor(TOKENS("Who?").input_ids)
+    size = len(item.batch["prompts"]) + len(IDS)
+    item.batch["attention_mask"] = torch.ones(size, dtype=torch.int64)
+    for _ in range(2):
+        await AlarmRewardManager(tokenizer=TOKENS).run_single(item)
+    assert caplog.text.count("neither a response_mask nor a known chat template") == 1
 
 
 async def test_verl_manager_reads_the_tools_of_the_agent_loop(rewards, monkeypatch):

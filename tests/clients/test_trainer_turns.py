@@ -197,6 +197,43 @@ def test_message_offsets_locate_thoughts_contents_and_results(name):
     assert offsets[0] == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("result", "answer"),
+    [("5", "5"), ("5", "s"), ("5\n</tool_response>\n<tool_response>\n5", "5")],
+)
+def test_message_offsets_of_texts_that_occur_before_are_in_their_own_turn(result, answer):
+    tokenizer = client_tokenizers.byte_level()
+    marks = ["<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    written = (
+        '<tool_call>\n{"name": "users", "arguments": {"a": 5}}\n</tool_call><|im_end|>\n'
+        f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n"
+        f"<|im_start|>assistant\n{answer}<|im_end|>"
+    )
+    results = result.split("\n</tool_response>\n<tool_response>\n")
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        *[{"role": "tool", "content": one} for one in results],
+        {"role": "assistant", "content": answer},
+    ]
+    ids = tokenizer(written, add_special_tokens=False).input_ids
+    policy = PolicyTokens(tokenizer)
+    text, places = policy.locate(ids)
+    offsets = message_offsets(ids, messages, policy)
+    found = [place for place, span in zip(places, offsets, strict=True) if span[0] < span[1]]
+    response = text.index("<tool_response>\n") + len("<tool_response>\n")
+    last = text.rindex(answer)
+    assert {found[0][0], found[-1][1]} == {response, last + len(answer)}
+    covered = [text[start:end] for start, end in found]
+    assert "".join(covered) == "".join([*results, answer])
+
+
+def test_message_offsets_of_an_empty_completion_are_empty():
+    tokenizer = TOKENIZERS["byte_level"]
+    messages = [{"role": "assistant", "content": None}, {"role": "tool", "content": ""}]
+    assert message_offsets([], messages, PolicyTokens(tokenizer)) == []
+
+
 def test_message_offsets_of_another_text_are_refused():
     tokenizer = TOKENIZERS["byte_level"]
     ids = tokenizer("then she left").input_ids

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -88,6 +89,22 @@ def test_score_command_group_across_chunks_stays_together(tmp_path: Path) -> Non
     assert code == 1
     assert [line["reward"] for line in lines[-4:]] == [line["reward"] for line in alone]
     assert None not in [line["reward"] for line in lines[-4:]]
+
+
+def test_score_command_gdpo_normalizes_over_the_whole_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "gdpo.toml"
+    recipe.write_text(
+        '[models.words]\nkind = "length"\n[holistic]\nmodel = "words"\n[hierarchy]\nrule = "gdpo"\n'
+    )
+    # The first 300 groups have samples of 0 and 1 words, the others of 1 word and are all equal.
+    texts = [("", "a") if group < 300 else ("a", "a") for group in range(600)]
+    lines = [sample(one, group=str(group)) for group, pair in enumerate(texts) for one in pair]
+    code, rewards = score(recipe, "".join(lines))
+    assert code == 0
+    # mo_grpo gives -1 / sqrt(2) and 1 / sqrt(2) to 300 samples each, and 0 to 600: deviation 1 / 2.
+    values = [one["reward"] for one in rewards]
+    assert values[:2] == pytest.approx([-math.sqrt(2), math.sqrt(2)], rel=1e-3)
+    assert values[-2:] == [0, 0]
 
 
 def test_score_command_set_changes_the_recipe(recipe_file: Path) -> None:

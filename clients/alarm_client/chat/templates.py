@@ -52,7 +52,9 @@ class ChatTemplate:
     ``header`` matches the text before a turn; its group ``role`` names the speaker, which ``roles``
     translates. ``ends`` are the tokens that end a turn. ``strips``: white space around a turn is
     the template's. ``begins_with_system``: text before the first header is the system's turn.
-    ``is_special``: headers are special tokens, which a user's text cannot contain.
+    ``is_special``: headers are special tokens, which a user's text cannot contain. Where results of
+    tools stand within a turn of the assistant, the tokens around them are headers, too: of a tool's
+    turn, and of the rest of the assistant's.
     """
 
     name: str
@@ -84,9 +86,18 @@ _CHATML = ChatTemplate(
 )
 _LLAMA_2 = ChatTemplate(
     "llama-2",
-    re.compile(r"(?P<role>\[SYSTEM_PROMPT\]|\[/?INST\])"),
+    re.compile(
+        r"(?:\[/TOOL_RESULTS\]\s*(?=\[TOOL_RESULTS\]))?"
+        r"(?P<role>\[SYSTEM_PROMPT\]|\[/?INST\]|\[/?TOOL_RESULTS\])"
+    ),
     ("[/SYSTEM_PROMPT]", "</s>", "<s>"),
-    {"[SYSTEM_PROMPT]": "system", "[INST]": "user", "[/INST]": "assistant"},
+    {
+        "[SYSTEM_PROMPT]": "system",
+        "[INST]": "user",
+        "[/INST]": "assistant",
+        "[TOOL_RESULTS]": "tool",
+        "[/TOOL_RESULTS]": "assistant",
+    },
     strips=True,
 )
 _LLAMA_3 = ChatTemplate(
@@ -109,9 +120,18 @@ _GEMMA = ChatTemplate(
 )
 _DEEPSEEK = ChatTemplate(
     "deepseek",
-    re.compile(r"(?P<role><｜(?:User|Assistant)｜>)"),
+    re.compile(
+        r"(?:<｜tool▁(?:outputs▁begin|output▁end)｜>\s*(?=<｜tool▁output▁begin｜>))?"
+        r"(?P<role><｜(?:User|Assistant|tool▁output▁begin|tool▁output▁end)｜>)"
+        r"(?:\s*<｜tool▁outputs▁end｜>)?"
+    ),
     ("<｜end▁of▁sentence｜>",),
-    {"<｜User｜>": "user", "<｜Assistant｜>": "assistant"},
+    {
+        "<｜User｜>": "user",
+        "<｜Assistant｜>": "assistant",
+        "<｜tool▁output▁begin｜>": "tool",
+        "<｜tool▁output▁end｜>": "assistant",
+    },
     begins_with_system=True,
 )
 #: Phi-3 and Phi-4-mini, and alike: Zephyr, Tülu, GLM-4.
@@ -162,9 +182,12 @@ _EXAONE = ChatTemplate(
 )
 _GEMMA_4 = ChatTemplate(
     "gemma-4",
-    re.compile(r"<\|turn>(?P<role>\w+)\n?"),
+    re.compile(
+        r"(?:<\|turn>|<tool_response\|>\s*(?=<\|tool_response>))?"
+        r"(?P<role>(?<=<\|turn>)\w+|<\|tool_response>|<tool_response\|>)\n?"
+    ),
     ("<turn|>", "<eos>"),
-    {"model": "assistant"},
+    {"model": "assistant", "<|tool_response>": "tool", "<tool_response|>": "assistant"},
 )
 _HUNYUAN = ChatTemplate(
     "hunyuan",

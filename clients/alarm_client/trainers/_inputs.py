@@ -346,15 +346,15 @@ def with_reply_starts(sample: Sample, begun: str) -> Sample:
         return sample
     if isinstance(sample.completion, str):
         return replace(sample, completion=_begun(sample.completion, begun))
-    turns = [
-        {**turn, "content": _begun(turn["content"], begun)}
-        if turn.get("role") == "assistant"
-        and isinstance(turn.get("content"), str)
-        and not turn.get("reasoning_content")
-        else turn
-        for turn in sample.completion
-    ]
-    return replace(sample, completion=turns)
+    return replace(sample, completion=[_turn_begun(turn, begun) for turn in sample.completion])
+
+
+def _turn_begun(turn: Mapping[str, Any], begun: str) -> dict[str, Any]:
+    content = turn.get("content")
+    is_reply = turn.get("role") == "assistant" and not turn.get("reasoning_content")
+    if not is_reply or not isinstance(content, str):
+        return dict(turn)
+    return {**turn, "content": _begun(content, begun)}
 
 
 def _begun(text: str, begun: str) -> str:

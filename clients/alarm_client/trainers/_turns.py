@@ -51,21 +51,23 @@ def turns_of(
     """The turns of a completion, or None if neither mask nor channels (gpt-oss) separate any.
 
     Unmasked tokens are the policy's, the masked ones between them what the environment inserted,
-    with the template's headers. Masked tokens at the start are the policy's of an earlier version
-    and belong to its first turn, without spans. The spans are those of the unmasked tokens only, so
-    that no reward can be placed on a masked one.
+    with the template's headers. Masked tokens at the start are the policy's of an earlier version,
+    without spans; if they have several turns, the template tells these apart. The spans are those
+    of the unmasked tokens only, so that no reward can be placed on a masked one.
     """
     if len(ids) != len(mask):
         raise ValueError(f"{len(ids)} response tokens have a mask of {len(mask)}")
-    runs = [
-        (bool(is_own), [index for index, _ in run])
-        for is_own, run in groupby(enumerate(mask), key=lambda item: bool(item[1]))
-    ]
-    if runs and not runs[0][0] and len(runs) > 1:
-        runs = [(True, runs[0][1] + runs[1][1]), *runs[2:]]
     template = template or detect_answer(_decoded(ids[:_HEADER_TOKENS], tokenizer))
     if not any(mask) or (all(mask) and not _has_channels(template)):
         return None
+    num_earlier = next(index for index, is_own in enumerate(mask) if is_own)
+    earlier = mask_by_template(ids[:num_earlier], tokenizer, template) or [1] * num_earlier
+    runs = [
+        (is_own, [index for index, _ in run])
+        for is_own, run in groupby(
+            enumerate([*earlier, *mask[num_earlier:]]), key=lambda item: bool(item[1])
+        )
+    ]
     messages: list[Message] = []
     offsets: list[Span] = []
     begun = ""

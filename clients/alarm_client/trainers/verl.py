@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from alarm_client.trainers._columns import Row, groups_of, row_of, with_rows
@@ -42,6 +42,15 @@ _OF_BATCHES = replace(
 
 # verl counts a prompt and one reply as two turns.
 _ONE_REPLY = 2
+
+_TURNS_AS_TEXT = (
+    "verl: compute_score gets the turns of an agent loop as one text, in which the results of "
+    "tools are scored as the policy's: use AlarmRewardManager, which tells them apart"
+)
+_UNKNOWN_TURNS = (
+    "verl: a response has several turns, and neither a response_mask nor a known chat template "
+    "that tells them apart: results of tools are scored as the policy's text"
+)
 
 
 class AlarmRewardManager:
@@ -134,6 +143,8 @@ class AlarmRewardManager:
         if mask is None and _num_turns(item) > _ONE_REPLY:
             mask = [0] * length  # verl's agent loop does not tell its reward workers
         mask = policy_mask(mask, ids, self.tokenizer, prompt_ids)
+        if mask is None and _num_turns(item) > _ONE_REPLY:
+            _warn_once(_UNKNOWN_TURNS)
         is_cut = self.most_tokens is not None and length >= self.most_tokens
         reason = "length" if is_cut else None
         prompt = self._prompt(item)
@@ -284,15 +295,12 @@ def compute_score_blocking(
 def _warn_of_turns(extra_info: Mapping[str, Any]) -> None:
     """Warn once that the text of several turns has what the policy did not write."""
     if int(extra_info.get("num_turns") or _ONE_REPLY) > _ONE_REPLY:
-        _warn_once()
+        _warn_once(_TURNS_AS_TEXT)
 
 
-@lru_cache(maxsize=1)
-def _warn_once() -> None:
-    LOG.warning(
-        "verl: compute_score gets the turns of an agent loop as one text, in which the results of "
-        "tools are scored as the policy's: use AlarmRewardManager, which tells them apart"
-    )
+@cache
+def _warn_once(message: str) -> None:
+    LOG.warning(message)
 
 
 def _scored(rewards: list[Reward], source: RewardSource) -> dict[str, float]:

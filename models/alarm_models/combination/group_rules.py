@@ -61,6 +61,7 @@ class _Scale:
     reward="as `mo_grpo`, then normalized to mean 0 and standard deviation 1 over the request",
     source="GDPO, arXiv 2601.05242",
     accepts=("group_size",),
+    normalizes_requests=True,
     can_spread_holistic=True,
 )
 def gdpo(samples: Sequence[RuleInputs], params: RuleParams) -> list[TokenRewards]:

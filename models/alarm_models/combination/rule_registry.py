@@ -344,6 +344,8 @@ class RuleTraits(TypedDict, total=False):
     aspects: AspectsCount
     #: Whether it requires the holistic score of each sample's ``fields.reference``.
     needs_reference: bool
+    #: Whether it normalizes over all samples of a request, and not only over its groups.
+    normalizes_requests: bool
     #: Whether it uses the length of completions, or whether they have tokens.
     uses_length: bool
     #: Whether the reward is the sum of weighted parts, so that the parts can be reported.
@@ -376,6 +378,7 @@ class RuleDefinition:
     validate: Callable[[RuleParams], None] = lambda params: None
     aspects: AspectsCount = AspectsCount.ALWAYS
     needs_reference: bool = False
+    normalizes_requests: bool = False
     uses_length: bool = False
     adds_up: bool = False
     uses_holistic: bool = True

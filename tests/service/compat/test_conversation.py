@@ -349,6 +349,39 @@ def test_pair_texts_further_turns_are_messages() -> None:
     assert pair_texts(CHATML, more, None) == Texts(turns("Q?"), completion)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "call", "results"),
+    [
+        (
+            "<s>[INST] Q?[/INST]",
+            "[TOOL_CALLS] find</s>",
+            "[TOOL_RESULTS] T[/TOOL_RESULTS][TOOL_RESULTS] U[/TOOL_RESULTS]",
+        ),
+        (
+            "<｜User｜>Q?<｜Assistant｜>",
+            "<｜tool▁call▁begin｜>find<｜tool▁call▁end｜><｜end▁of▁sentence｜>",
+            "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>T<｜tool▁output▁end｜>\n"
+            "<｜tool▁output▁begin｜>U<｜tool▁output▁end｜><｜tool▁outputs▁end｜>",
+        ),
+        (
+            "<|turn>user\nQ?<turn|>\n<|turn>model\n",
+            "<|tool_call>find<tool_call|>",
+            "<|tool_response>T<tool_response|><|tool_response>U<tool_response|>",
+        ),
+    ],
+)
+def test_results_of_tools_within_the_assistants_turn_are_messages(
+    prompt: str, call: str, results: str
+) -> None:
+    found = pair_texts(prompt, f"{call}{results}C.", None)
+    assert found.prompt == turns("Q?")
+    roles = [(one.role, one.content) for one in found.completion[1:]]  # type: ignore[union-attr]
+    assert roles == [("tool", "T"), ("tool", "U"), ("assistant", "C.")]
+    last = split_text(f"{prompt}{call}{results}C.", None)
+    assert last.completion == "C."
+    assert [one.role for one in last.prompt] == ["user", "assistant", "tool", "tool"]  # type: ignore[union-attr]
+
+
 def test_pair_texts_drops_special_tokens_inside_completion() -> None:
     assert split_text(CHATML + "B.<|im_end|> And more", None).completion == "B. And more"
 
