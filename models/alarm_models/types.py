@@ -553,11 +553,7 @@ def require_spans_within(spans: Sequence[Span], text: str, name: str) -> None:
     last_start = 0
     for index, (start, end) in enumerate(spans):
         if not 0 <= start <= end <= len(text):
-            raise SampleError(
-                "invalid_sample",
-                f"{name}[{index}] is [{start}, {end}], but the completion has "
-                f"{len(text)} characters",
-            )
+            raise _misplaced(name, index, start, end, text)
         if start < last_start:
             raise SampleError(
                 "invalid_sample",
@@ -573,8 +569,12 @@ def require_starts_within(spans: Sequence[Span], text: str, name: str) -> None:
     """
     for index, (start, end) in enumerate(spans):
         if not 0 <= start <= min(end, len(text)):
-            raise SampleError(
-                "invalid_sample",
-                f"{name}[{index}] is [{start}, {end}], but the completion has "
-                f"{len(text)} characters",
-            )
+            raise _misplaced(name, index, start, end, text)
+
+
+def _misplaced(name: str, index: int, start: int, end: int, text: str) -> SampleError:
+    place = f"{name}[{index}] is [{start}, {end}]"
+    if end < start:
+        return SampleError("invalid_sample", f"{place}, which ends before it starts")
+    characters = "1 character" if len(text) == 1 else f"{len(text)} characters"
+    return SampleError("invalid_sample", f"{place}, but the completion has {characters}")

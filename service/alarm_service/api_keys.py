@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydantic import SecretStr
 from alarm_service.settings import Settings, SettingsError, require_key
 
 __all__ = ["Keys", "read_admin_keys", "read_keys"]
+
+#: A key may contain the character `#`, which begins a comment only after white space.
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 class Keys:
@@ -68,9 +72,9 @@ def _lines(file: Path, flag: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"the keys of {flag} {file} cannot be read: {error}") from error
     keys = [
-        require_key(line, f"{flag} {file}, line {number}")
+        require_key(key, f"{flag} {file}, line {number}")
         for number, line in enumerate(lines, 1)
-        if line.strip() and not line.lstrip().startswith("#")
+        if (key := _COMMENT.sub("", line)).strip()
     ]
     if not keys:
         raise SettingsError(f"{flag} {file} has no key: write one per line")

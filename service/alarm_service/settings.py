@@ -43,16 +43,16 @@ def flag_of(name: str) -> str:
 
 
 def require_key(key: str, where: str) -> str:
-    """Return a stripped key; raise `SettingsError` if an HTTP header cannot contain it.
+    """Return a stripped key; raise `SettingsError` if a client cannot send it in a header.
 
     The message names ``where`` the key comes from and never contains the key.
     """
     key = key.strip()
     for at, character in enumerate(key):
-        if not character.isprintable():
+        if not character.isprintable() or character == " ":
             raise SettingsError(
                 f"{where}: the key has U+{ord(character):04X} as its character {at + 1} of "
-                f"{len(key)}, which an HTTP header cannot contain: give the key alone"
+                f"{len(key)}, which a key in a header cannot contain: give the key alone"
             )
     return key
 

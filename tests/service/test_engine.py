@@ -95,7 +95,7 @@ async def test_engine_invalid_sample_fails_alone(bad: str, code: str) -> None:
         ),
         (
             {"token_offsets": [[2, 1]]},
-            "token_offsets[0] is [2, 1], but the completion has 3 characters",
+            "token_offsets[0] is [2, 1], which ends before it starts",
         ),
         (
             {"token_offsets": [[1, 2], [0, 3]]},
@@ -104,6 +104,14 @@ async def test_engine_invalid_sample_fails_alone(bad: str, code: str) -> None:
         (
             {"segments": {"sentences": [[0, 99]]}},
             "segments.sentences[0] is [0, 99], but the completion has 3 characters",
+        ),
+        (
+            {"segments": {"sentences": [[0, 1], [1, 1]]}},
+            "segments.sentences[1] is [1, 1], which has no text",
+        ),
+        (
+            {"segments": {"sentences": [[1, 2]]}},
+            "segments.sentences[0] is [1, 2], which has no text",
         ),
         (
             {"segments": {"subsentences": [[2, 3], [0, 1]]}},

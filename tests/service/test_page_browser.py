@@ -374,9 +374,12 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
     good = {"prompt": "?", "completion": "A"}
     said = page.evaluate(
         """async (inputs) => {
-          const { samplesOf } = await import("/page/samples.js");
+          const { overridesOf, samplesOf } = await import("/page/samples.js");
           return inputs.map((form) => {
-            try { return samplesOf({ prompt: "?", completions: ["A"], ...form }) && null; }
+            try {
+              overridesOf(form.overrides ?? "");
+              return samplesOf({ prompt: "?", completions: ["A"], ...form }) && null;
+            }
             catch (error) { return error.message; }
           });
         }""",
@@ -389,6 +392,8 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
             {"prompt": '[{"role": "user", "content": "A"'},
             {"tools": "{}"},
             {"lines": " \n"},
+            {"overrides": '{"weights": {"b": -1e999}}'},
+            {"overrides": '{"threshold": NaN}'},
             {"completions": ['[{"json": 1}]']},
         ],
     )
@@ -401,6 +406,8 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
         "The prompt begins like chat messages, but it is not valid JSON",
         "Tools must be a JSON array",
         "There are no lines",
+        'Overrides has a number that is too large to be sent ("b")',
+        "Overrides is not valid JSON",
     ]
     assert said[-1] is None
     for message, part in zip(said, parts, strict=False):

@@ -67,6 +67,17 @@ async def test_key_over_its_rate_limit_gets_429_with_retry_after() -> None:
         assert 1 <= int(refused.headers["Retry-After"]) <= 30
 
 
+async def test_callers_without_keys_share_a_rate_limit_that_the_page_does_not_use() -> None:
+    async with serving(max_requests_per_minute=1) as server:
+        for path in ("/", "/page/text.js", "/"):
+            assert (await server.client.get(path)).status_code == 200
+        assert (await server.client.get("/models")).status_code == 200
+        refused = await server.client.get("/models")
+        assert refused.status_code == 429
+        message = refused.json()["error"]["message"]
+        assert message.startswith("callers without a key together may send 1 requests a minute")
+
+
 async def test_rate_limit_tokens_are_counted_by_body_bytes() -> None:
     async with serving(max_tokens_per_minute=100) as server:
         body = {"samples": samples("a " * 190)}  # over 400 bytes

@@ -205,6 +205,7 @@ def _middleware(
     keys, admin_keys = read_keys(settings), read_admin_keys(settings)
     before, after = settings.max_requests_per_minute, settings.max_tokens_per_minute
     hosts = allowed_hosts(settings)
+    open_paths = frozenset() if settings.no_page else page_routes.PAGE_PATHS
     return [
         Middleware(RequestIdMiddleware),
         Middleware(TrailingSlashMiddleware),
@@ -218,19 +219,24 @@ def _middleware(
             APIKeyMiddleware,
             keys=keys,
             admin_keys=admin_keys,
-            open_paths=frozenset() if settings.no_page else page_routes.PAGE_PATHS,
+            open_paths=open_paths,
         ),
-        *([_rate_limit(before, "requests", one_request)] if before else []),
+        *([_rate_limit(before, "requests", one_request, open_paths)] if before else []),
         Middleware(
             BodyLimitMiddleware,
             max_bytes=settings.max_body_bytes,
             timeout_s=settings.body_timeout_s,
         ),
-        *([_rate_limit(after, "tokens", body_tokens)] if after else []),
+        *([_rate_limit(after, "tokens", body_tokens, open_paths)] if after else []),
     ]
 
 
-def _rate_limit(per_minute: int, thing: str, cost: Callable[[Scope], float]) -> Middleware:
+def _rate_limit(
+    per_minute: int, thing: str, cost: Callable[[Scope], float], open_paths: frozenset[str]
+) -> Middleware:
     return Middleware(
-        RateLimitMiddleware, limits=RateLimiter(per_minute, thing, time.monotonic), cost=cost
+        RateLimitMiddleware,
+        limits=RateLimiter(per_minute, thing, time.monotonic),
+        cost=cost,
+        open_paths=open_paths,
     )

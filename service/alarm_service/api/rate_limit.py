@@ -59,30 +59,44 @@ class RateLimiter:
         fresh = TokenBucket(self._per_minute, self._per_minute, now)
         wait_s = self._buckets.setdefault(caller, fresh).consume(cost, now)
         if wait_s > 0:
+            who = "callers without a key together" if caller is None else "this key"
             raise RateLimited(
-                f"this key may send {self._per_minute} {self._thing} a minute; "
+                f"{who} may send {self._per_minute} {self._thing} a minute; "
                 f"send this again in {wait_s:.1f} s",
                 retry_after_s=math.ceil(wait_s),
             )
 
 
 class RateLimitMiddleware:
-    """Answers 429 to a caller over its rate limit; health, metrics and admin routes have none."""
+    """Answers 429 to a caller over its rate limit.
 
-    def __init__(self, app: ASGIApp, limits: RateLimiter, cost: Callable[[Scope], float]) -> None:
+    Health, metrics and admin routes have none, nor have ``open_paths``, such as the page's files.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: RateLimiter,
+        cost: Callable[[Scope], float],
+        open_paths: frozenset[str],
+    ) -> None:
         self._app = app
         self._limits = limits
         self._cost = cost
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request, or answer 429."""
-        if scope["type"] == "http" and not scope["path"].startswith((*FREE_PATHS, ADMIN)):
+        if scope["type"] == "http" and not self._is_free(scope["path"]):
             try:
                 self._limits.consume(scope.get(CALLER_INDEX), self._cost(scope))
             except ServiceError as error:
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _is_free(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith((*FREE_PATHS, ADMIN))
 
 
 def one_request(_: Scope) -> float:

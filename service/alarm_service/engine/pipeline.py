@@ -169,12 +169,23 @@ def _validate(sample: Sample) -> SampleError | None:
         for name, spans in sample.segments.items():
             require = require_starts_within if name == "errors" else require_spans_within
             require(spans, text, f"segments.{name}")
+            if name not in ("errors", "turns"):  # a turn of tool calls alone has no text
+                _require_text(spans, text, f"segments.{name}")
             if name != "errors":
                 _require_little_overlap(spans, text, f"segments.{name}")
     except SampleError as fault:
         # Without its traceback, which would keep the sample alive as long as the error.
         return fault.with_traceback(None)
     return None
+
+
+def _require_text(spans: Sequence[Span], text: str, name: str) -> None:
+    """Raise `SampleError` for a span of nothing, or of white space alone."""
+    for index, (start, end) in enumerate(spans):
+        if not text[start:end].strip():
+            raise SampleError(
+                "invalid_sample", f"{name}[{index}] is [{start}, {end}], which has no text"
+            )
 
 
 def _require_little_overlap(spans: Sequence[Span], text: str, name: str) -> None:

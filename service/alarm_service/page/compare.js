@@ -61,17 +61,18 @@ export function comparisonView(completions, here, there) {
     after: ranksOf(pairs.map((one) => one.after)),
   };
   const titles = ["#", "Completion", here.recipe, there.recipe, "Difference", "Rank", "Rank there"];
-  return [
+  const table = element(
+    "table",
+    { class: "compared" },
     element(
-      "table",
-      { class: "compared" },
-      element(
-        "thead",
-        {},
-        element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title))),
-      ),
-      element("tbody", {}, ...pairs.map((pair, at) => pairRow(pair, at, ranks))),
+      "thead",
+      {},
+      element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title))),
     ),
+    element("tbody", {}, ...pairs.map((pair, at) => pairRow(pair, at, ranks))),
+  );
+  return [
+    element("div", { class: "scrolling" }, table),
     element("p", { class: "quiet" }, summary(known)),
   ];
 }

@@ -168,4 +168,7 @@ const WORDS = {
 };
 
 /** Say in words why a sample has no reward. */
-export const errorText = ({ code, message }) => `No reward: ${WORDS[code] ?? code} (${message})`;
+export function errorText({ code, message }) {
+  const hint = message.includes("`fields`") ? '; choose "JSON lines" for samples with fields' : "";
+  return `No reward: ${WORDS[code] ?? code} (${message}${hint})`;
+}

@@ -73,7 +73,7 @@ function summary({ kind, texts, num_tokens: numRead, omitted }) {
 function withoutText({ kind }) {
   return kind === "remote"
     ? "Another server renders and tokenizes this model's text."
-    : "This model read the completion as a text, or found nothing to judge in it.";
+    : "This check reads the completion as it is, or found nothing in it to judge.";
 }
 
 /** Divide a text at the ends of the completion and of what was dropped. */

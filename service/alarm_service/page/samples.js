@@ -94,11 +94,22 @@ export function overridesOf(text) {
 }
 
 function json(text, where) {
+  // JSON.parse reads 1e999 as Infinity, which JSON.stringify would send as null.
+  const tooLarge = [];
+  const check = (key, value) => {
+    if (Math.abs(value) === Infinity) tooLarge.push(key);
+    return value;
+  };
+  let value;
   try {
-    return JSON.parse(text);
+    value = JSON.parse(text, check);
   } catch (error) {
     throw new Unusable(`${where} is not valid JSON: ${error.message}.`);
   }
+  if (tooLarge.length) {
+    throw new Unusable(`${where} has a number that is too large to be sent ("${tooLarge[0]}").`);
+  }
+  return value;
 }
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
