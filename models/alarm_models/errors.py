@@ -12,6 +12,7 @@ __all__ = [
     "RecipeError",
     "SampleError",
     "UnreachableError",
+    "is_rust_panic",
     "printable",
     "printable_json",
     "quoted",
@@ -21,6 +22,11 @@ __all__ = [
 
 #: Characters of a caller's text that messages quote.
 _MAX_QUOTED = 200
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust panicked, such as a tokenizer; that is no `Exception`."""
+    return type(error).__module__ == "pyo3_runtime"
 
 
 def quoted(value: object) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from alarm_models.preprocessing import segmentation
 from alarm_models.preprocessing.segmentation import sentences, split_sentences, subsentences, words
 from alarm_models.types import Span
 
@@ -22,6 +23,25 @@ def test_sentences_offsets_count_code_points() -> None:
     text = "🙂 é here. 東京 there."
     assert sentences(text)[0] == Span(0, 9)
     assert texts(text, sentences(text)) == ["🙂 é here.", "東京 there."]
+
+
+@pytest.mark.parametrize("space", ["\xa0", " \u202f", "\u3000", "\x85", "\u2028", "\u2009\u2009"])
+@pytest.mark.parametrize("before", ["He took vitamin D", "U.S", "C"])
+def test_sentences_with_a_space_before_the_dot_of_an_initial(before: str, space: str) -> None:
+    # sentencex panics here, which is no Exception.
+    text = f"{before}{space}. Then he slept."
+    assert sentences(text)[0].start == 0
+    assert sentences(text)[-1].end == len(text)
+
+
+def test_text_that_makes_the_segmenter_panic_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def panic(language: str, text: str) -> None:
+        raise type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+    monkeypatch.setattr(segmentation, "get_sentence_boundaries", panic)
+    assert texts(" A. B.\n\nC.", sentences(" A. B.\n\nC.")) == ["A. B.", "C."]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "\xa0"])

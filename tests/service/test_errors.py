@@ -1,11 +1,12 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from served import samples, serving
-from standin import FIGURE_1
+from standin import FIGURE_1, Words
 
 JSON = {"Content-Type": "application/json"}
 SAMPLE = {"prompt": "?", "completion": "a"}
@@ -198,6 +199,37 @@ async def test_unexpected_exception_has_the_error_format() -> None:
         error = error_of(await server.score("a"), 500)
         assert error["code"] == "internal"
         assert (await server.client.get("/health/live")).status_code == 200
+
+
+class Panic(BaseException):
+    """What a library in Rust raises when it panics."""
+
+
+Panic.__module__ = "pyo3_runtime"
+
+
+async def test_panic_of_a_library_has_the_error_format_and_is_counted_as_500() -> None:
+    async with serving() as server:
+        await server.engine.life.until_ready()
+        server.engine.score_admitted = Mock(side_effect=Panic("byte 3"))
+        answer = await server.score("a")
+        assert error_of(answer, 500)["code"] == "internal"
+        assert answer.headers["X-Request-Id"]
+        metrics = (await server.client.get("/metrics")).text
+        assert 'alarm_requests_total{route="/score",status="500"} 1.0' in metrics
+
+
+async def test_panic_of_a_tokenizer_fails_only_its_sample() -> None:
+    class Panicking(Words):
+        def prepare(self, samples: Any) -> Any:
+            if any("panic" in one.completion_text for one in samples):
+                raise Panic("byte 3")
+            return super().prepare(samples)
+
+    async with serving(words=Panicking()) as server:
+        answer = await server.score("a", "panic", "a b")
+        assert [one["score"] for one in answer.json()["scores"]] == [1, None, 2]
+        assert answer.json()["scores"][1]["error"]["code"] == "model_failed"
 
 
 async def test_body_without_content_type_is_refused_with_accept_post() -> None:

@@ -96,6 +96,19 @@ def test_index_takes_constants_of_the_recipe_where_lines_have_none(tmp_path: Pat
     assert found[0]["rule"] == "holistic_only"
 
 
+def test_index_shows_a_sample_that_was_sent_again_once(tmp_path: Path) -> None:
+    held = [sample("?", text, id=text, group="g", group_size=2) for text in ("one", "two")]
+    other = sample("?", "three", id="one", group="g", group_size=2)  # the name is used again
+    lines = [
+        captured(str(request), one, reward(1))
+        for request, one in enumerate([held[0], held[1], held[1], other])
+    ]
+    with RewardIndex([write_lines(tmp_path / "f.jsonl", lines)]) as index:
+        assert index.overview()["columns"]["excerpt"] == ["one", "two", "three"]
+        assert index.notes() == ["1 samples were sent again, and are shown once."]
+        assert json.loads(index.details(2))["completion"] == "three"
+
+
 def test_index_skips_unusable_lines_and_names_the_first(tmp_path: Path) -> None:
     file = tmp_path / "f.jsonl"
     good, odd = json.dumps(reward(1)), json.dumps(reward(1, aspects=5))

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 from sentencex import get_sentence_boundaries
 
 from alarm_models.cancellation import check_cancelled
+from alarm_models.errors import is_rust_panic
 from alarm_models.preprocessing.templates import Rendered, TypedSpan
 from alarm_models.types import Sample, Span
 
@@ -139,10 +140,15 @@ def _in_paragraph(text: str) -> Iterator[Span]:
 
 
 def _bounds(text: str) -> list[Span]:
-    return [
-        Span(boundary["start_index"], boundary["end_index"])
-        for boundary in get_sentence_boundaries("en", text)
-    ]
+    if not text.isascii():
+        text = _INITIAL.sub(lambda match: match[0][0].ljust(len(match[0])), text)
+    try:
+        boundaries = get_sentence_boundaries("en", text)
+    except BaseException as error:
+        if not is_rust_panic(error):
+            raise
+        return [Span(0, len(text))]
+    return [Span(one["start_index"], one["end_index"]) for one in boundaries]
 
 
 def _bounds_in_windows(text: str) -> list[Span]:
@@ -168,6 +174,9 @@ def _trimmed(text: str, span: Span) -> Span:
     start = span.start + len(part) - len(part.lstrip())
     return Span(start, max(start, span.start + len(part.rstrip())))
 
+
+#: sentencex 1.0.32 panics where white space that is not ASCII is between an initial and its dot.
+_INITIAL = re.compile(r"(?<!\w)[A-Z]\s*[^\S\x00-\x7f](?=\.(?!\.))")
 
 #: The segmenters that a recipe and a sample's ``segments`` may name.
 SEGMENTERS: Mapping[str, Callable[[str], tuple[Span, ...]]] = {

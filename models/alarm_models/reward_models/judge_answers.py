@@ -81,7 +81,12 @@ _NUMBERS = re.compile(rf"{_NUMBER}(?!\w)")
 
 
 #: Between two numbers of an undecided answer: "7-8", "7 to 8", "7 or 8".
-_DOUBT = re.compile(r"[ \t]{0,3}(?:-|–|—|−|~|\bto\b|\bor\b)[ \t]{0,3}", re.IGNORECASE)
+_HEDGE = r"(?:maybe|perhaps|possibly)"
+_OR = rf"or(?:[ \t]{{1,3}}(?:{_HEDGE}|even))?"
+_DOUBT = re.compile(
+    rf"[ \t]{{0,3}}(?:[-–—−~]|\bto\b|,?[ \t]{{0,3}}\b(?:{_OR}|{_HEDGE})\b)[ \t]{{0,3}}",
+    re.IGNORECASE,
+)
 
 #: Number of characters around a number that are searched for words.
 _REACH = 120

@@ -15,6 +15,7 @@ from opentelemetry.trace import Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from alarm_models.errors import is_rust_panic
 from alarm_service.api.auth import FREE_PATHS
 from alarm_service.api.error_handlers import REQUEST_ID, REQUEST_ID_HEADER, error_response
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
@@ -116,8 +117,12 @@ class AccessLogMiddleware:
 
         try:
             await self._app(scope, receive, note_status)
-        except Exception:
-            status = 500  # answered by an outer handler
+        except BaseException as error:
+            is_panic = is_rust_panic(error)
+            if is_panic or isinstance(error, Exception):
+                status = 500  # answered by an outer handler
+            if is_panic:
+                raise RuntimeError(f"a library panicked: {error}") from error
             raise
         finally:
             seconds = time.monotonic() - started

@@ -16,7 +16,7 @@ import structlog
 from opentelemetry.trace import get_current_span
 
 from alarm_models.cancellation import cancellable, check_cancelled
-from alarm_models.errors import SampleError
+from alarm_models.errors import SampleError, is_rust_panic
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel, can_share_pass
 from alarm_models.types import (
@@ -203,7 +203,9 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
     """Prepare samples; where one makes the whole call raise, only that one fails."""
     try:
         return model.prepare(samples)
-    except Exception as error:  # a tokenizer may raise anything; other samples go on
+    except BaseException as error:  # a tokenizer may raise anything; other samples go on
+        if not isinstance(error, Exception) and not is_rust_panic(error):
+            raise
         if len(samples) == 1:
             message = f"the sample cannot be prepared: {error!r}"[:500]
             return [SampleError("model_failed", message)]

@@ -54,9 +54,10 @@ class Place:
 
 @dataclass(slots=True)
 class _Skipped:
-    """Lines that have no reward, and why the first one does not."""
+    """Lines that are not shown, and why the first one of those without a reward is not."""
 
     num_scores: int = 0
+    num_retried: int = 0
     num_unusable: int = 0
     first: str = ""
 
@@ -77,6 +78,7 @@ class RewardIndex:
         self._places: list[Place] = []
         self._sample_places: list[Place] = []
         self._skipped = _Skipped()
+        self._members: set[str] = set()
         self._known: dict[str, dict[str, int]] = {}
         self._origins: list[dict[str, Any]] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
@@ -156,6 +158,8 @@ class RewardIndex:
             f"{self._num_removed} files were removed before they were read.": self._num_removed,
             f"{skipped.num_scores} samples of /score have no reward and are not "
             "shown.": skipped.num_scores,
+            f"{skipped.num_retried} samples were sent again, and are shown "
+            "once.": skipped.num_retried,
             f"{skipped.num_unusable} lines are no rewards and are not shown: "
             f"{skipped.first}.": skipped.num_unusable,
             f"{self._num_without_text} samples have no texts in these files"
@@ -245,9 +249,24 @@ class RewardIndex:
             sample = _sample(raw_sample)
             _require_same_id(where, line.reward, sample)
             line = replace(line, sample=sample)
+        if self._is_retried(line):
+            self._skipped.num_retried += 1
+            return
+        if joined is not None:
             self._sample_places.append(of_sample)
         self._places.append(place)
         self._add_columns(line)
+
+    def _is_retried(self, line: RewardLine) -> bool:
+        """Whether a member of a group that came in several requests is there already."""
+        sample = line.sample
+        if sample.get("group_size") is None or sample.get("id") is None:
+            return False
+        names = ("group", "id", "prompt", "prompt_sha256", "completion", "completion_sha256")
+        member = _digest([sample.get(name) for name in names])
+        is_known = member in self._members
+        self._members.add(member)
+        return is_known
 
     def _add_columns(self, line: RewardLine) -> None:
         reward, sample = line.reward, line.sample
@@ -375,4 +394,8 @@ def _group_key(line: RewardLine, prompt: str | None, number: int) -> str:
         group,
         text if group is None or not is_of_request else None,
     ]
+    return _digest(parts)
+
+
+def _digest(parts: Sequence[Any]) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
