@@ -15,7 +15,7 @@ from tiny import Checkpoint
 from tolerance import computed
 
 from alarm_models.errors import CheckpointError, SampleError
-from alarm_models.modeling.inputs import ModelInput
+from alarm_models.modeling.inputs import ForwardOutput, ModelInput
 from alarm_models.preprocessing.untrusted_text import mark_of
 from alarm_models.recipe.specs import CompareSpec
 from alarm_models.reward_models.base import LoadedCheckpoint, Outcome
@@ -60,7 +60,7 @@ async def ask(
     batches.append(len(questions))
     prepared = model.prepare(questions)
     features = [one for one in prepared if isinstance(one, ModelInput)]
-    output = model.forward(features)
+    output = model.forward(features) if features else ForwardOutput([], [])
     rows = iter(zip(output, output.num_computed, strict=True))
     outcomes: list[Outcome] = []
     for one in prepared:
@@ -204,18 +204,24 @@ async def test_local_judge_reports_truncation_and_fails_what_does_not_fit(
     found = await compared(model, group("Paris.", "a dog", prompt=LONG))
     assert all(isinstance(one, Score) and one.truncated for one in found)
     assert [getattr(one, "omitted", None) for one in found] == [("prompt_start",)] * 2
-    too_long = group("Paris.", "a dog", LONG * 2)
-    refused = await compared(model, too_long)
-    assert values(refused) == ["too_long"] * 3
-    assert all(f"{len(LONG * 2)}" in str(one) for one in refused)
-    skipping = judge(
-        llama_lm, loaded, ask="{prompt} {completion} {other}", max_tokens=64, on_failure="skip"
-    )
-    first, second, third = values(await compared(skipping, too_long))
+
+
+@pytest.mark.parametrize("more", [{}, {"method": "sort"}, {"on_failure": "skip"}])
+async def test_completion_that_is_too_long_fails_alone(
+    llama_lm: Checkpoint, loaded: LoadedCheckpoint, more: dict[str, str]
+) -> None:
+    ask_for = "{prompt} {completion} {other}"
+    model = judge(llama_lm, loaded, ask=ask_for, max_tokens=64, **more)
+    found = await compared(model, group("Paris.", "a dog", LONG * 2))
+    assert f"{len(LONG * 2)}" in str(found[2])
+    first, second, third = values(found)
     assert third == "too_long"
     assert isinstance(first, float)
     assert isinstance(second, float)
-    assert first + second == computed(1)
+    if more.get("method") != "sort":  # where ranks count too
+        assert first + second == computed(1)
+    # Two that are only too long together fail both, as neither was compared.
+    assert values(await compared(model, group("Paris.", LONG * 2))) == ["too_long"] * 2
 
 
 async def test_local_judge_reads_control_tokens_of_texts_as_plain_text(

@@ -512,6 +512,16 @@ class SegmentsSpec(NeuralSpec):
         default=None, description="label names by position, if the checkpoint has none"
     )
 
+    @field_validator("template")
+    @classmethod
+    def _is_no_chat(cls, template: str) -> str:
+        if template == "chat":
+            raise ValueError(
+                "kind `segments` reads no chat template: write the text before the segments, such "
+                'as "question: {prompt} answer: "'
+            )
+        return template
+
     @model_validator(mode="after")
     def _labels_hold_both(self) -> SegmentsSpec:
         for label in (self.positive_label, self.negative_label):

@@ -131,9 +131,10 @@ def reading_notes(
     joins = getattr(spec, "chats", "join") == "join" and not getattr(spec, turns, None)
     if joins and any("{prompt" in text for text in spec.templates):
         other = 'messages = ["{prompt}", ...]' if turns == "prompt_turns" else 'template = "chat"'
+        advice = f". Write `{turns}`, or `{other}`, for chats" if hasattr(spec, turns) else ""
         notes.append(
             "the template has no turns: the messages of a prompt are joined by blank lines, "
-            f"without their roles. Write `{turns}`, or `{other}`, for chats"
+            f"without their roles{advice}"
         )
     return tuple(note for note in notes if note is not None)
 

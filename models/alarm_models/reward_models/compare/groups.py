@@ -29,6 +29,8 @@ Pair = tuple[int, int]
 
 _Item = TypeVar("_Item")
 
+_TOO_LONG = "too_long"
+
 _LONE = (
     "kind compare needs other samples of the prompt: send all samples of a group in one request, "
     "or each with `group` and `group_size`"
@@ -83,12 +85,13 @@ async def compare_with_references(
 
     async def compare(sample: Sample) -> Outcome:
         try:
-            judge = judge_of(sample, [sample.completion_text, reference_of(sample)])
-            comparison = _GroupComparison(spec, 2, judge)
+            texts = [sample.completion_text, reference_of(sample)]
+            comparison = _GroupComparison(spec, texts, judge_of(sample, texts))
             await comparison.compare_pairs([(0, 1)])
         except SampleError as error:
             return error.with_traceback(None)
-        return comparison.problems.get(0) or judge.scored(0, comparison.results[0].share)
+        problem = comparison.problems.get(0) or comparison.unanswered.get(0)
+        return problem or comparison.judge.scored(0, comparison.results[0].share)
 
     return await gather_limited(compare, samples, at_once)
 
@@ -103,7 +106,7 @@ async def _compare_group(
     texts = sorted({sample.completion_text for sample in samples})
     try:
         judge = judge_of(samples[0], texts)
-        scores = await _scores(_GroupComparison(spec, len(texts), judge))
+        scores = await _scores(_GroupComparison(spec, texts, judge))
     except SampleError as error:
         return [error.with_traceback(None)] * len(samples)
     by_text = dict(zip(texts, enumerate(scores), strict=True))
@@ -133,11 +136,18 @@ class _GroupComparison:
     """Compares texts that answer one prompt, and keeps the results."""
 
     spec: CompareSpec
-    num_texts: int
+    texts: Sequence[str]
     judge: Judge
     results: list[Comparison] = field(default_factory=list)
-    #: The error of a text's first failed comparison.
+    #: The first error that a text has a part in: of two that are too long together, the longer one.
     problems: dict[int, SampleError] = field(default_factory=dict)
+    #: The error of a text's first comparison without an answer.
+    unanswered: dict[int, SampleError] = field(default_factory=dict)
+
+    @property
+    def num_texts(self) -> int:
+        """The number of texts."""
+        return len(self.texts)
 
     async def compare_pairs(self, pairs: Sequence[Pair]) -> None:
         """Compare pairs of texts, all at once."""
@@ -152,9 +162,14 @@ class _GroupComparison:
         async def share_of(first: int, second: int) -> float:
             pair = (first, second)
             share = self._record(pair, await self.judge.shares(self._orders(pair)))
-            if isinstance(share, SampleError) and self.spec.on_failure == "fail":
+            if not isinstance(share, SampleError):
+                return share
+            if share.code == _TOO_LONG:  # ranked last, so that the others are compared
+                lengths = (len(self.texts[first]), len(self.texts[second]))
+                return (1 + (lengths[0] < lengths[1]) - (lengths[0] > lengths[1])) / 2
+            if self.spec.on_failure == "fail":
                 raise share
-            return 0.5 if isinstance(share, SampleError) else share
+            return 0.5
 
         return await ranked(self.num_texts, share_of)
 
@@ -178,15 +193,16 @@ class _GroupComparison:
             values = win_rates(self.num_texts, results)
         else:
             values = rank_shares(self.num_texts, order, results)
+        compared = {at for one in results for at in (one.first, one.second)}
         scores: list[float | SampleError] = []
         for at, value in enumerate(values):
-            problem = self.problems.get(at)
-            if problem is not None and (value is None or self.spec.on_failure == "fail"):
+            problem = self.problems.get(at) if self.spec.on_failure == "fail" else None
+            if problem is not None:
                 scores.append(problem)
-            elif value is None:
-                raise RuntimeError("a text has neither a comparison nor an error")
-            else:
+            elif at in compared and value is not None:
                 scores.append(value)
+            else:
+                scores.append(self.unanswered[at])
         return scores
 
     def _orders(self, pair: Pair) -> list[Pair]:
@@ -197,8 +213,11 @@ class _GroupComparison:
         """Record the shares of a pair's first text in each order; return their mean or an error."""
         problem = next((one for one in shares if isinstance(one, SampleError)), None)
         if problem is not None:
+            most = max(len(self.texts[at]) for at in pair)
             for at in pair:
-                self.problems.setdefault(at, problem)
+                self.unanswered.setdefault(at, problem)
+                if problem.code != _TOO_LONG or len(self.texts[at]) == most:
+                    self.problems.setdefault(at, problem)
             return problem
         won = [one if at == 0 else 1 - one for at, one in enumerate(_numbers(shares))]
         share = math.fsum(won) / len(won)
