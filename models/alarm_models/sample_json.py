@@ -64,13 +64,14 @@ def sample_from_json(encoded: Mapping[str, Any]) -> Sample:
     )
 
 
-def score_from_json(row: Mapping[str, Any]) -> Score:
+def score_from_json(row: Mapping[str, Any], *, is_graded: bool = False) -> Score:
     """Return a score of a response, for a row without an error.
 
-    Raises `KeyError`, `TypeError` or `ValueError` where the row is not a score. Numbers may be
-    infinite or NaN.
+    ``is_graded`` is for rows of servers that do not say whether segments are graded. Raises
+    `KeyError`, `TypeError` or `ValueError` where the row is not a score. Numbers may be infinite or
+    NaN.
     """
-    is_graded = row.get("graded") is True
+    is_graded = is_graded or row.get("graded") is True
     outputs, of_outputs = row.get("outputs"), row.get("output_segments")
     return Score(
         _number_or_none(row["score"]),

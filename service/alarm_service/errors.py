@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from alarm_models.errors import quoted
@@ -178,10 +179,10 @@ _MAX_QUOTED = 200
 _MAX_MESSAGE = 500
 
 #: Location parts that pydantic adds for union members and validators, not JSON field names.
-_NOT_JSON_FIELDS = ("function-", "list[")
+_NOT_JSON_FIELDS = ("function-", "list[", "[key]")
 
 #: Members of unions that pydantic names by their type alone, and the errors of other values.
-_PLAIN_TYPES = {"int": "int_type", "str": "string_type"}
+_PLAIN_TYPES = {"int": "int_type", "str": "string_type", "none": "none_required"}
 
 
 class ClientDisconnected(Exception):
@@ -202,18 +203,21 @@ def num_faults(faults: Sequence[Mapping[str, Any]]) -> int:
 
 
 def format_validation_errors(
-    faults: Sequence[Mapping[str, Any]], within: str | None = None, whole: str = "the whole body"
+    faults: Sequence[Mapping[str, Any]],
+    within: str | None = None,
+    whole: str = "the whole body",
+    keys: Collection[str] = (),
 ) -> str:
     """Format pydantic's errors: each field's path, message and received value.
 
     Of a field that may be of several types, the errors are those of the type that was received.
     ``within`` is the first part of the fields' paths, which is left out. ``whole`` names what was
-    received where it is of a wrong type itself.
+    received where it is of a wrong type itself. ``keys`` are those that an unknown one may mean.
     """
     faults = _of_received_types(faults)
     lines = [
         f"{_path(_location(fault), within) or within or whole}: "
-        f"{shortened(_message(fault), _MAX_MESSAGE)}{_got(fault)}"
+        f"{shortened(_message(fault, keys), _MAX_MESSAGE)}{_got(fault)}"
         for fault in faults[:MAX_FAULTS]
     ]
     if len(faults) > MAX_FAULTS:
@@ -247,7 +251,8 @@ def _of_received_types(faults: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 def _is_of_other_type(fault: Mapping[str, Any]) -> bool:
     """Whether a member of a union says that the value is of another type than its own."""
     location = fault["loc"]
-    return bool(location) and fault["type"].endswith("_type") and _is_union_member(location[-1])
+    is_type = fault["type"].endswith("_type") or fault["type"] == "none_required"
+    return bool(location) and is_type and _is_union_member(location[-1])
 
 
 def _is_union_member(part: str | int) -> bool:
@@ -257,7 +262,8 @@ def _is_union_member(part: str | int) -> bool:
 def _location(fault: Mapping[str, Any]) -> Sequence[str | int]:
     """Return the location of a fault without the plain type that a union tried last."""
     location: Sequence[str | int] = fault["loc"]
-    is_type = bool(location) and fault["type"] == _PLAIN_TYPES.get(str(location[-1]))
+    last = str(location[-1]) if location else ""
+    is_type = last in _PLAIN_TYPES and fault["type"].startswith((_PLAIN_TYPES[last], f"{last}_"))
     return location[:-1] if is_type else location
 
 
@@ -269,8 +275,11 @@ def _path(location: Sequence[str | int], within: str | None) -> str:
     return path.lstrip(".")
 
 
-def _message(fault: Mapping[str, Any]) -> str:
+def _message(fault: Mapping[str, Any], keys: Collection[str]) -> str:
     message = str(fault["msg"])
+    if fault["type"] == "extra_forbidden":
+        similar = get_close_matches(shortened(str(fault["loc"][-1])), keys, 1)
+        return message + "".join(f": did you mean `{one}`?" for one in similar)
     if fault["type"] == "model_type":  # it names our class
         return message.partition(" or instance of")[0]
     return message.removeprefix("Value error, ")

@@ -34,7 +34,7 @@ from alarm_service.json_lines import (
     require_writable,
 )
 from alarm_service.observability.logging import set_up_logs
-from alarm_service.schemas import RewardOut, SampleIn, reward_out, sample_in
+from alarm_service.schemas import REQUEST_KEYS, RewardOut, SampleIn, reward_out, sample_in
 from alarm_service.settings import Settings
 
 __all__ = ["record_file", "score_file"]
@@ -85,6 +85,8 @@ async def _score(engine: RewardEngine, recipe: Recipe, source: BinaryIO, out: IO
             progress.advance(task, sum(one.num_bytes for one in chunk))
         done = progress.tasks[0].completed or 1  # the size of a pipe is known at its end
         progress.update(task, total=done, completed=done)
+    if not num_lines:
+        sys.stderr.write("alarm: the file has no samples\n")
     if num_failed:
         sys.stderr.write(f"alarm: {num_failed} of {num_lines} samples failed; see `error`\n")
     return 1 if num_failed else 0
@@ -160,7 +162,7 @@ def _parse(number: int, line: bytes | None) -> _Parsed:
         error_line = SampleError("invalid_sample", f"line {number}: {error}")
         return _Parsed(error_line, num_bytes, _id_in(value["sample"]))
     except ValidationError as error:
-        faults = format_validation_errors(error.errors(), whole="the whole line")
+        faults = format_validation_errors(error.errors(), whole="the whole line", keys=REQUEST_KEYS)
         error_line = SampleError("invalid_sample", f"line {number}: {faults}")
         return _Parsed(error_line, num_bytes, _id_in(value))
 
@@ -211,7 +213,9 @@ def _samples(file: Path) -> list[SampleIn]:
                     is_stored = isinstance(found, dict) and "sample" in found
                     samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
             except ValidationError as error:
-                faults = format_validation_errors(error.errors(), whole="the whole line")
+                faults = format_validation_errors(
+                    error.errors(), whole="the whole line", keys=REQUEST_KEYS
+                )
                 raise GoldenError(f"{file}, line {number}: {faults}") from error
             except ValueError as error:
                 raise GoldenError(f"{file}, line {number} is not JSON: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import ssl
@@ -59,8 +60,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise OSError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {option}"
         ) from error
 
 
@@ -102,7 +104,8 @@ def require_usable_certificate(settings: Settings) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError as error:  # an SSLError is one
         raise SettingsError(
-            f"--tls-certificate {certificate} and --tls-key {key} cannot be used: {error}"
+            f"--tls-certificate {certificate} and --tls-key {key} cannot be used: {error}; both "
+            "must be PEM files, the key without a password and of this certificate"
         ) from error
 
 

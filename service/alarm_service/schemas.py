@@ -41,6 +41,7 @@ from alarm_service.errors import MAX_FAULTS, OmittedFaults, num_faults
 from alarm_service.json_pieces import MAX_OFFSET
 
 __all__ = [
+    "REQUEST_KEYS",
     "AdmissionOut",
     "AspectOut",
     "AspectValuesOut",
@@ -793,12 +794,20 @@ class UnwellOut(HealthOut, ErrorOut):
     """The health of a server that cannot serve; also an error body."""
 
 
+#: The keys that a request may have somewhere, which messages about unknown ones suggest.
+REQUEST_KEYS = frozenset(
+    name
+    for table in (ScoreRequest, RewardRequest, SampleIn, OverridesIn, MessageIn, ToolCallIn)
+    for name in table.model_fields
+)
+
+
 def sample_in(sample: SampleIn) -> Sample:
     """Convert a request's sample."""
     offsets = sample.token_offsets
     return Sample(
         prompt=_content(sample.prompt),
-        completion=_content(sample.completion),
+        completion=_content(sample.completion) or "",
         fields=sample.fields,
         token_offsets=None if offsets is None else _spans(offsets),
         segments={name: _spans(spans) for name, spans in sample.segments.items()},

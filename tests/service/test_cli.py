@@ -358,7 +358,7 @@ RECIPES: list[tuple[str | bytes, str]] = [
     ("models.m = 3", "models.m: Input should be a valid"),
     ("models.m.template = 'a'", "models.m.kind: Field required"),
     ('models.m.kind = "sequence"\nholistic.model = "m"', "models.m.checkpoint: Field required"),
-    ('models.m.kind = "nope"', "models.m: Input tag 'nope'"),
+    ('models.m.kind = "nope"', "models.m.kind: there is no kind 'nope'"),
     ('models.m.kind = "length"\nholistic = 3', "holistic: Input should be a valid"),
     ('models.m.kind = "length"\nholistic.model = "x"', "holistic.model is 'x'"),
     ('models.m.kind = "length"\nmodels.m.foo = 1\nholistic.model = "m"', "models.m.foo"),

@@ -24,5 +24,5 @@ def test_command_with_missing_gpu_prints_one_sentence(
     assert main(["score", str(samples), "--device", "cuda:99"]) == 1
     written = capsys.readouterr()
     assert written.out == ""
-    assert written.err.splitlines()[-1].startswith("alarm: device: there is no cuda:99")
+    assert written.err.splitlines()[-1].startswith("alarm: --device: there is no cuda:99")
     assert "Traceback" not in written.err

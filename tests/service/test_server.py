@@ -78,7 +78,8 @@ def test_serve_with_missing_checkpoint_exits_with_1(recipe: Path) -> None:
     with alarm_serve(recipe, "--set", "models.rm.checkpoint=/nowhere") as process:
         code, errors = process.ended()
     assert code == 1
-    assert errors.splitlines()[-1].startswith("alarm: checkpoint '/nowhere' is not a folder")
+    last = errors.splitlines()[-1]
+    assert last.startswith("alarm: models.rm: checkpoint '/nowhere' is not a folder")
 
 
 def test_serve_on_a_taken_port_says_so_with_a_remedy(recipe: Path) -> None:

@@ -231,7 +231,7 @@ def decide(score: Score, params: RuleParams) -> HolisticDecision:
 def normalized_score(score: Score, params: RuleParams) -> float:
     """Return ``z`` of a holistic score; raise `SampleError` unless it is a finite number."""
     if score.value is None:
-        raise SampleError("model_failed", "the holistic model returned no score")
+        raise SampleError("model_failed", "the holistic model found nothing to score")
     z = normalize(score.value, params)
     if not math.isfinite(z):
         raise SampleError(

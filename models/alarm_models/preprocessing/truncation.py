@@ -82,8 +82,9 @@ def without_prompt_start(tokens: TokenIds, count: int) -> TokenIds:
 
 
 def _too_long(tokens: TokenIds, max_tokens: int, truncation: Truncation) -> str:
+    limit = f"the model takes {max_tokens} (`max_tokens` of the recipe, or its own limit)"
     if truncation is Truncation.ERROR:
-        return f"the sample has {len(tokens.ids)} tokens, the model takes {max_tokens}"
+        return f"the sample has {len(tokens.ids)} tokens, {limit}"
     places = [*tokens.copies, tokens.prompt]
     num_rest = len(tokens.ids) - sum(place.end - place.start for place in places)
-    return f"without any prompt the sample has {num_rest} tokens, the model takes {max_tokens}"
+    return f"without any prompt the sample has {num_rest} tokens, {limit}"

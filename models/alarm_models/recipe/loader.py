@@ -255,6 +255,8 @@ def _line_of(error: ErrorDetails) -> str:
     match keys:
         case ["models", _] if error["type"] == "union_tag_not_found":
             keys, message = [*keys, "kind"], "Field required"
+        case ["models", _] if error["type"] == "union_tag_invalid":
+            keys, message = [*keys, "kind"], _unknown_kind(str(error["ctx"]["tag"]))
         case ["models", name, kind, *rest] if kind in KINDS:  # pydantic adds the kind
             keys, table = ["models", name, *rest], KINDS[kind] if len(rest) == 1 else None
         case ["holistic", _]:
@@ -270,7 +272,13 @@ def _line_of(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden" and table is not None:
         similar = get_close_matches(keys[-1], table.model_fields, 1)
         message += "".join(f": did you mean `{one}`?" for one in similar)
-    return f"{_short('.'.join(keys)) or 'recipe'}: {_short(message)}"
+    return f"{_short('.'.join(keys))}: {_short(message)}" if keys else _short(message)
+
+
+def _unknown_kind(kind: str) -> str:
+    similar = get_close_matches(kind, KINDS, 1)
+    others = f"did you mean `{similar[0]}`?" if similar else f"the kinds are {', '.join(KINDS)}"
+    return f"there is no kind {_short(kind)!r}: {others}"
 
 
 def _texts(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -301,7 +309,10 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
         shown = repr(f"{key}=..." if equals else key)
         if not equals and "." not in key:  # the rest of a value that contains a separator
             shown = f"{len(key)} characters without `=`"
-        raise RecipeError(f"--set requires KEY=VALUE with a dotted key, got {shown}")
+        raise RecipeError(
+            f"--set requires KEY=VALUE with a dotted key, got {shown} (settings in ALARM_SET are "
+            "separated by `;`)"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

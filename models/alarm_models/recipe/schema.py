@@ -107,7 +107,8 @@ class HierarchySpec(Table):
         missing = [name for name in dict.fromkeys(needed) if name not in given]
         if missing:
             raise RecipeError(
-                f"rule `{rule}` requires {' and '.join(f'hierarchy.{name}' for name in missing)}"
+                f"rule `{rule}` requires {' and '.join(f'hierarchy.{name}' for name in missing)}: "
+                "set it in the recipe"
             )
 
     def _rule_and_base(self, rule: Rule) -> list[str]:
@@ -393,7 +394,13 @@ class Recipe(Table):
     @property
     def field_patterns(self) -> dict[str, FieldPattern]:
         """The patterns of fields that are found in prompts."""
-        return {name: FieldPattern(pattern) for name, pattern in self.fields.items()}
+        found = {}
+        for name, pattern in self.fields.items():
+            try:
+                found[name] = FieldPattern(pattern)
+            except RecipeError as error:
+                raise RecipeError(f"fields.{name}: {error}") from error
+        return found
 
     def aspect_rule(self, name: str, shaping: Shaping | None) -> AspectRule:
         """Return how an aspect's scores become rewards; ``shaping`` overrides its own."""

@@ -9,8 +9,9 @@ A number is the score; None is no score; a list of ``(start, end)``, ``(start, e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from alarm_models.errors import SampleError
+from alarm_models.errors import RecipeError, SampleError
 from alarm_models.preprocessing.templates import FieldPattern
 from alarm_models.recipe.specs import PythonSpec
 from alarm_models.reward_models.base import (
@@ -55,6 +56,8 @@ class PythonModel(HostModel):
 
 @host_kind(PythonSpec)
 def _load(spec: PythonSpec, _fields: Mapping[str, FieldPattern]) -> PythonModel:
+    if not Path(spec.path).is_dir():
+        raise RecipeError(f"path {spec.path!r} is not a folder: give the one that has the module")
     return PythonModel(spec)
 
 

@@ -20,6 +20,7 @@ from alarm_service.errors import (
     format_validation_errors,
     shortened,
 )
+from alarm_service.schemas import REQUEST_KEYS
 
 __all__ = ["REQUEST_ID", "REQUEST_ID_HEADER", "add_error_handlers", "error_response"]
 
@@ -81,7 +82,9 @@ def add_error_handlers(app: FastAPI) -> None:
 def _refused(faults: Sequence[Mapping[str, Any]]) -> ServiceError:
     if any(fault["type"] == "json_invalid" for fault in faults):
         return BadRequest(f"the body is not JSON: {faults[0].get('ctx', {}).get('error', '')}")
-    return Invalid(format_validation_errors(faults, within=str(faults[0]["loc"][0])))
+    if [(fault["type"], list(fault["loc"])) for fault in faults] == [("missing", ["body"])]:
+        return BadRequest("the body is empty: send a JSON object")
+    return Invalid(format_validation_errors(faults, str(faults[0]["loc"][0]), keys=REQUEST_KEYS))
 
 
 def _from_http(error: HTTPException) -> ServiceError:

@@ -71,10 +71,17 @@ def load_models(
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= num:
         raise CheckpointError(
-            f"device: there is no {device}; torch finds {num} GPU{'s' * (num != 1)}"
+            f"--device: there is no {device}; torch finds {num} GPU{'s' * (num != 1)}"
         )
     loader = Loader(device, max_remembered_bytes=max_remembered_bytes, dtype=dtype)
-    return {key: loader.load(served.spec, served.fields) for key, served in wanted.items()}
+    return {key: _loaded(loader, served) for key, served in wanted.items()}
+
+
+def _loaded(loader: Loader, served: ServedModel) -> Model:
+    try:
+        return loader.load(served.spec, served.fields)
+    except (CheckpointError, RecipeError) as error:
+        raise type(error)(f"models.{served.name}: {error}") from error
 
 
 def unchanged_on_disk(

@@ -274,7 +274,8 @@ class RemoteScorer:
         answer = await self._peer.post(self._url, body)
         try:
             scored = ScoreResponse.model_validate(answer, strict=True)
-            outcomes = [_outcome(row) for row in answer["scores"]]
+            is_graded = self._recipe.models[model].grades_segments
+            outcomes = [_outcome(row, is_graded=is_graded) for row in answer["scores"]]
         except ValidationError as error:
             raise self._invalid(format_validation_errors(error.errors())) from error
         except TypeError as error:
@@ -291,9 +292,9 @@ class RemoteScorer:
         return StudyError(f"{without_password(self._url)} returned an invalid response: {reason}")
 
 
-def _outcome(row: Mapping[str, Any]) -> Score | SampleError:
+def _outcome(row: Mapping[str, Any], *, is_graded: bool) -> Score | SampleError:
     if row["error"] is None:
-        return score_from_json(row)
+        return score_from_json(row, is_graded=is_graded)
     return SampleError(row["error"]["code"], row["error"]["message"])
 
 

@@ -14,7 +14,7 @@ from alarm_models.preprocessing.templates import (
     num_prompt_messages,
 )
 from alarm_models.preprocessing.untrusted_text import neutralized_sample
-from alarm_models.recipe.specs import ANY_NUMBER, JudgeMessage, RemoteSpec
+from alarm_models.recipe.specs import ANY_NUMBER, KINDS, JudgeMessage, RemoteSpec
 from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED, AnswerReader, JudgeAnswer
 from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.sample_json import (
@@ -95,6 +95,7 @@ class AlarmApi:
     def __init__(self, spec: RemoteSpec) -> None:
         self.max_samples = spec.batch_size
         self._spec = spec
+        self._is_graded = False
 
     def body(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return a request with unchanged samples."""
@@ -109,7 +110,7 @@ class AlarmApi:
         return [self._outcome(row) for row in answer["scores"]]
 
     def identity(self, answer: Any) -> str:
-        """Return the model's fingerprint."""
+        """Return the model's fingerprint, and store whether its kind grades segments."""
         name = self._spec.model
         if name is None:
             # The default is the first recipe's holistic model.
@@ -118,6 +119,8 @@ class AlarmApi:
         row = next(row for row in answer["models"] if row["name"] == name)
         if row["fingerprint"] is None:
             raise ValueError(f"the model {name!r} is still loading on that server")
+        spec = KINDS.get(row["kind"])
+        self._is_graded = spec is not None and spec.grades_segments
         if not isinstance(row["fingerprint"], str):
             raise TypeError("the fingerprint must be a string")
         return row["fingerprint"]
@@ -132,7 +135,7 @@ class AlarmApi:
             if code in _CODES:
                 return SampleError(code, message)
             return SampleError("model_failed", f"{excerpt(code)}: {message}")
-        score = score_from_json(row)
+        score = score_from_json(row, is_graded=self._is_graded)
         return score if _is_finite(score) else _NOT_FINITE
 
 
