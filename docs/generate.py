@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from fastapi.openapi.utils import get_openapi
 from prometheus_client.metrics_core import Metric
@@ -79,7 +80,7 @@ def keys_of(table: type[BaseModel], *left_out: str) -> Callable[[], str]:
 
     def keys() -> str:
         rows = [
-            (f"`{name}`", _NAMED.get((table, name)) or _default(field), field.description or "")
+            (f"`{name}`", _NAMED.get((table, name)) or _default(field), _described(field))
             for name, field in table.model_fields.items()
             if name not in left_out
         ]
@@ -94,7 +95,7 @@ def model_keys() -> str:
     for kind, spec in KINDS.items():
         for name, field in spec.model_fields.items():
             if name != "kind":
-                key = (f"`{name}`", _default(field), field.description or "")
+                key = (f"`{name}`", _default(field), _described(field))
                 kinds_of.setdefault(key, []).append(kind)
     keys: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
     for key, having in kinds_of.items():
@@ -116,6 +117,21 @@ def options() -> str:
         for name, field in Settings.model_fields.items()
     ]
     return _table(("option", "default", "what it is"), rows)
+
+
+def _described(field: FieldInfo) -> str:
+    """Return a field's description, with the values that it may have where it names only some."""
+    text = field.description or ""
+    values = [f"`{one}`" for one in _literals(field.annotation)]
+    if len(values) > 1 and not all(one in text for one in values):
+        text += f" ({', '.join(values)})"
+    return text
+
+
+def _literals(annotation: object) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(one) for one in get_args(annotation)]
+    return [value for one in get_args(annotation) for value in _literals(one)]
 
 
 def _default(field: FieldInfo) -> str:

@@ -57,7 +57,9 @@ def _run_inspect(options: argparse.Namespace) -> int:
         "files": "an adapter" if made.facts is None else made.facts.describe(),
         "kind": spec.kind,
         "head": keys.get("head"),
-        "template": getattr(spec, "template", None),
+        "template": "prompt and completion as a text pair"
+        if getattr(spec, "pair", False)
+        else getattr(spec, "template", None),
     }
     if not options.no_score:
         found |= _scored(recipe.models, recipe.field_patterns, recipe.holistic.output, settings)
