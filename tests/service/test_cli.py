@@ -446,6 +446,25 @@ def test_command_with_unreadable_file_prints_one_sentence(
         assert told in complaint(capsys, *run, *recipe) or file == "binary"
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--port", "99999", "--port: Input should be less than or equal to 65535 (got 99999)"),
+        (
+            "--capture-share",
+            "2.5",
+            "--capture-share: Input should be less than or equal to 1 (got 2.5)",
+        ),
+        ("--max-samples", "many", "unable to parse string as an integer (got a str of length 4)"),
+    ],
+)
+def test_flag_out_of_range_is_refused_with_its_number(
+    flag: str, value: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", flag, value]) == 1
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "told"), RECIPES)
 def test_command_with_invalid_recipe_prints_one_sentence(
     text: str | bytes, told: str, study: Path, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -101,10 +102,24 @@ def settings_of(options: argparse.Namespace) -> Settings:
         return with_models(Settings(**given))
     except ValidationError as error:
         faults = [
-            {**fault, "loc": (_source(str(fault["loc"][0]), given), *fault["loc"][1:])}
+            {
+                **fault,
+                "loc": (_source(str(fault["loc"][0]), given), *fault["loc"][1:]),
+                "input": _number_or_given(fault["input"]),
+            }
             for fault in error.errors()
         ]
         raise SettingsError(format_validation_errors(faults)) from error
+
+
+def _number_or_given(value: object) -> object:
+    """Return the number that a flag's text is, which messages quote, or else what was given."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return int(value)
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def one_recipe(settings: Settings) -> Recipe:
