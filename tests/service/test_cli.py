@@ -101,9 +101,11 @@ def test_score_command_gdpo_normalizes_over_the_whole_file(tmp_path: Path) -> No
     lines = [sample(one, group=str(group)) for group, pair in enumerate(texts) for one in pair]
     code, rewards = score(recipe, "".join(lines))
     assert code == 0
-    # mo_grpo gives -1 / sqrt(2) and 1 / sqrt(2) to 300 samples each, and 0 to 600: deviation 1 / 2.
+    # mo_grpo gives `half` and its negative to 300 samples each, and 0 to 600.
+    half = 0.5 / (math.sqrt(0.5) + 1e-4)
+    deviation = math.sqrt(600 * half**2 / 1199) + 1e-4
     values = [one["reward"] for one in rewards]
-    assert values[:2] == pytest.approx([-math.sqrt(2), math.sqrt(2)], rel=1e-3)
+    assert values[:2] == computed([-half / deviation, half / deviation])
     assert values[-2:] == [0, 0]
 
 
