@@ -47,16 +47,16 @@ _POLL_SECONDS = 1.0
 _POLL_TIMEOUT = 10.0
 
 
-class CachedCatalogue:
-    """What the server serves and its limits, once fetched."""
+class CachedLimits:
+    """The server's limits, once fetched."""
 
-    __slots__ = ("catalogue",)
+    __slots__ = ("limits",)
 
     def __init__(self) -> None:
-        self.catalogue: Catalogue | None = None
+        self.limits: Limits | None = None
 
 
-def run_payload(call: Call, job: Payload[T], known: CachedCatalogue) -> Flow[T]:
+def run_payload(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
     """The result of a payload, sent in as many requests as the server's limits require.
 
     Samples of a group are sent next to each other, so that a split keeps them together.
@@ -66,16 +66,34 @@ def run_payload(call: Call, job: Payload[T], known: CachedCatalogue) -> Flow[T]:
     return job.restore(result, order)
 
 
-def _run_ordered(call: Call, job: Payload[T], known: CachedCatalogue) -> Flow[T]:
-    if known.catalogue is None:
+def _run_ordered(call: Call, job: Payload[T], known: CachedLimits) -> Flow[T]:
+    catalogue: Catalogue | None = None
+    if known.limits is None:
         if fits_limits(job, SAFE):
             return (yield from _send_payload(call, job))
-        known.catalogue = yield from fetch_catalogue(call)
-    parts = split(job, known.catalogue.limits)
+        catalogue = yield from fetch_catalogue(call)
+        known.limits = catalogue.limits
+    parts = split(job, known.limits)
     if len(parts) == 1:
         return (yield from _send_payload(call, job))
-    require_splittable(job, known.catalogue)
+    yield from _require_splittable(call, job, catalogue)
     return (yield from _send_parts(call, job, parts))
+
+
+def _require_splittable(call: Call, job: Payload[T], catalogue: Catalogue | None) -> Flow[None]:
+    """Raise ValueError if the rule normalizes rewards over one request, so that parts would differ.
+
+    The recipe's rule is that of now, as recipes are reloaded; a server that does not list its
+    recipes is not asked for more.
+    """
+    if not job.is_combined_at_once:
+        return
+    if job.rule is None and catalogue is None:
+        try:
+            catalogue = yield from fetch_catalogue(call)
+        except AlarmError:
+            return
+    require_splittable(job, () if catalogue is None else catalogue.recipes)
 
 
 def _send_parts(call: Call, job: Payload[T], parts: Sequence[Payload[T]]) -> Flow[T]:
@@ -86,7 +104,8 @@ def _send_parts(call: Call, job: Payload[T], parts: Sequence[Payload[T]]) -> Flo
     """
     differences: set[str] = set()
     while True:
-        results = yield Gather(tuple(_send_payload(call, part) for part in parts))
+        flows = tuple(_send_payload(call, part, is_part=True) for part in parts)
+        results = yield Gather(flows)
         try:
             return job.merge(results)
         except ProtocolError as error:
@@ -157,15 +176,15 @@ def _ready_failure(call: Call) -> Flow[AlarmError | None]:
     return failure
 
 
-def _send_payload(call: Call, job: Payload[T]) -> Flow[T]:
+def _send_payload(call: Call, job: Payload[T], *, is_part: bool = False) -> Flow[T]:
     try:
         # Samples of a group that the server holds must meet on one server.
         reply = yield from request(call.placed(is_held=job.is_held), "POST", job.path, job.body)
     except TooLarge:
         if len(job.samples) < 2:
             raise
-        if job.has_rule:
-            require_splittable(job, (yield from fetch_catalogue(call)))
+        if not is_part:
+            yield from _require_splittable(call, job, None)
         # At the same time: the server may hold members of a group that is in both halves.
         return (yield from _send_parts(call, job, split_in_two(job)))
     except DeadlineExceeded as error:

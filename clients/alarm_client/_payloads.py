@@ -14,7 +14,6 @@ from alarm_client._parsing import read_rewards, read_scores, sent_name
 from alarm_client.errors import ProtocolError
 from alarm_client.types import (
     Aspects,
-    Catalogue,
     JudgeUsage,
     Limits,
     Overrides,
@@ -172,8 +171,8 @@ class Payload(Generic[T]):
         return any(sample.group_size is not None for sample in self.samples)
 
     @property
-    def has_rule(self) -> bool:
-        """Whether a rule combines the samples of a request, and none waits for others."""
+    def is_combined_at_once(self) -> bool:
+        """Whether a rule combines the samples of one request, none of which waits for others."""
         return self.path == "/hierarchical_reward" and not self.is_held
 
     def ordered(self, order: Sequence[int]) -> Payload[T]:
@@ -237,20 +236,20 @@ def as_samples(samples: Sequence[SampleLike]) -> tuple[Sample, ...]:
     return tuple(_sample(sample, f"samples[{index}]") for index, sample in enumerate(samples))
 
 
-def require_splittable(job: Payload[T], catalogue: Catalogue) -> None:
-    """Raise ValueError if the rule normalizes rewards over one request, so that parts differ."""
-    if not job.has_rule:
-        return
-    rows = (row for row in catalogue.recipes if job.recipe in (None, row.get("name")))
+def require_splittable(job: Payload[T], recipes: Iterable[Mapping[str, object]]) -> None:
+    """Raise ValueError if the rule normalizes rewards over one request.
+
+    `recipes`: those of the server, the default one first; one of them names the rule if no override
+    does.
+    """
+    rows = (row for row in recipes if job.recipe in (None, row.get("name")))
     rule = job.rule or next(rows, {}).get("rule")
-    if rule in _OVER_REQUESTS:
-        most = catalogue.limits
+    if rule in OVER_REQUESTS:
         raise ValueError(
             f"the rule {rule!r} normalizes rewards over one request, and these {len(job.samples)} "
-            f"samples ({job.num_bytes} bytes) need several: send at most {most.max_samples} "
-            f"samples and {most.max_body_bytes} bytes in a call, raise the server's limits "
-            "(--max-samples, --max-body-bytes), or use the rule 'mo_grpo', which normalizes over "
-            "groups"
+            f"samples ({job.num_bytes} bytes) need several: send fewer in a call, raise the limits "
+            "(--max-samples and --max-body-bytes of the server, or those of a gateway), or use the "
+            "rule 'mo_grpo', which normalizes over groups"
         )
 
 
@@ -420,7 +419,7 @@ _MOST_DIGITS = 4300  # Python's limit for converting integers to text
 _DEEPEST = 100
 
 # Rules that normalize over a request, and not only over the groups in it.
-_OVER_REQUESTS = ("gdpo",)
+OVER_REQUESTS = ("gdpo",)
 
 
 def describe(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from alarm_client._address import find_addresses
 from alarm_client._operations import (
-    CachedCatalogue,
+    CachedLimits,
     await_ready,
     fetch_catalogue,
     post_admin,
@@ -59,7 +59,7 @@ class BaseClient:
         self._connect_timeout = _positive_seconds(connect_timeout, "connect_timeout")
         self._max_concurrency = _count(max_concurrency, "max_concurrency")
         self._retries = retries or Retries()
-        self._known = CachedCatalogue()
+        self._known = CachedLimits()
         self._find_hosts()
 
     def __repr__(self) -> str:

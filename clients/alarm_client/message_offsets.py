@@ -8,6 +8,9 @@ from typing import Any
 
 from alarm_client.token_offsets import PolicyTokens, Span
 
+# How many places of a text are tried: a policy may repeat one word without end.
+_MOST_TRIED = 1000
+
 #: Types of the parts of a content that are text.
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
@@ -93,7 +96,9 @@ def _alone(part: str, text: str, cursor: int, ends: Sequence[int] | None) -> int
     first = start = text.find(part, cursor)
     if ends is None or not part:
         return first
-    while start >= 0:
+    for _ in range(_MOST_TRIED):
+        if start < 0:
+            break
         if _is_edge(start, text, ends, -1) and _is_edge(start + len(part), text, ends, 0):
             return start
         start = text.find(part, start + 1)

@@ -12,6 +12,7 @@ __all__ = [
     "RecipeError",
     "SampleError",
     "UnreachableError",
+    "is_exception_or_panic",
     "is_rust_panic",
     "printable",
     "printable_json",
@@ -27,6 +28,11 @@ _MAX_QUOTED = 200
 def is_rust_panic(error: BaseException) -> bool:
     """Return whether a library in Rust panicked, such as a tokenizer; that is no `Exception`."""
     return type(error).__module__ == "pyo3_runtime"
+
+
+def is_exception_or_panic(error: BaseException) -> bool:
+    """Return whether called code failed, rather than was interrupted or cancelled."""
+    return isinstance(error, Exception) or is_rust_panic(error)
 
 
 def quoted(value: object) -> str:

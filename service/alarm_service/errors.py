@@ -278,7 +278,8 @@ def _path(location: Sequence[str | int], within: str | None) -> str:
 def _message(fault: Mapping[str, Any], keys: Collection[str]) -> str:
     message = str(fault["msg"])
     if fault["type"] == "extra_forbidden":
-        similar = get_close_matches(shortened(str(fault["loc"][-1])), keys, 1)
+        key = shortened(str(fault["loc"][-1]))
+        similar = [] if key in keys else get_close_matches(key, keys, 1)
         return message + "".join(f": did you mean `{one}`?" for one in similar)
     if fault["type"] == "model_type":  # it names our class
         return message.partition(" or instance of")[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from alarm_service.json_lines import (
     require_writable,
 )
 from alarm_service.observability.logging import set_up_logs
-from alarm_service.schemas import REQUEST_KEYS, RewardOut, SampleIn, reward_out, sample_in
+from alarm_service.schemas import SAMPLE_KEYS, RewardOut, SampleIn, reward_out, sample_in
 from alarm_service.settings import Settings
 
 __all__ = ["record_file", "score_file"]
@@ -77,7 +76,7 @@ async def _score(engine: RewardEngine, recipe: Recipe, source: BinaryIO, out: IO
         task = progress.add_task("scoring", total=_num_bytes(source))
         lines = (_parse(*line) for line in read_lines(source))
         is_whole = RULES[recipe.hierarchy.rule].normalizes_requests
-        for chunk in _chunks(lines, math.inf if is_whole else _MAX_IN_FLIGHT):
+        for chunk in _chunks(lines, None if is_whole else _MAX_IN_FLIGHT):
             rewards = await _rewards(engine, recipe, chunk)
             num_lines += len(chunk)
             num_failed += sum(reward.error is not None for reward in rewards)
@@ -113,11 +112,15 @@ class _Parsed:
     id: str | int | None = None
 
 
-def _chunks(lines: Iterator[_Parsed], size: float) -> Iterator[list[_Parsed]]:
-    """Yield chunks of at least ``size`` lines; adjacent samples of one group stay together."""
+def _chunks(lines: Iterator[_Parsed], size: int | None) -> Iterator[list[_Parsed]]:
+    """Yield chunks of at least ``size`` lines; adjacent samples of one group stay together.
+
+    Without a size all lines are one chunk.
+    """
     chunk: list[_Parsed] = []
     for line in lines:
-        if len(chunk) >= size and not _are_of_one_group(chunk[-1].sample, line.sample):
+        is_full = size is not None and len(chunk) >= size
+        if is_full and not _are_of_one_group(chunk[-1].sample, line.sample):
             yield chunk
             chunk = []
         chunk.append(line)
@@ -162,7 +165,7 @@ def _parse(number: int, line: bytes | None) -> _Parsed:
         error_line = SampleError("invalid_sample", f"line {number}: {error}")
         return _Parsed(error_line, num_bytes, _id_in(value["sample"]))
     except ValidationError as error:
-        faults = format_validation_errors(error.errors(), whole="the whole line", keys=REQUEST_KEYS)
+        faults = format_validation_errors(error.errors(), whole="the whole line", keys=SAMPLE_KEYS)
         error_line = SampleError("invalid_sample", f"line {number}: {faults}")
         return _Parsed(error_line, num_bytes, _id_in(value))
 
@@ -214,7 +217,7 @@ def _samples(file: Path) -> list[SampleIn]:
                     samples.append(SampleIn.model_validate(found["sample"] if is_stored else found))
             except ValidationError as error:
                 faults = format_validation_errors(
-                    error.errors(), whole="the whole line", keys=REQUEST_KEYS
+                    error.errors(), whole="the whole line", keys=SAMPLE_KEYS
                 )
                 raise GoldenError(f"{file}, line {number}: {faults}") from error
             except ValueError as error:

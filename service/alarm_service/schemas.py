@@ -42,6 +42,7 @@ from alarm_service.json_pieces import MAX_OFFSET
 
 __all__ = [
     "REQUEST_KEYS",
+    "SAMPLE_KEYS",
     "AdmissionOut",
     "AspectOut",
     "AspectValuesOut",
@@ -794,12 +795,14 @@ class UnwellOut(HealthOut, ErrorOut):
     """The health of a server that cannot serve; also an error body."""
 
 
-#: The keys that a request may have somewhere, which messages about unknown ones suggest.
-REQUEST_KEYS = frozenset(
-    name
-    for table in (ScoreRequest, RewardRequest, SampleIn, OverridesIn, MessageIn, ToolCallIn)
-    for name in table.model_fields
-)
+def _keys_of(*tables: type[BaseModel]) -> frozenset[str]:
+    return frozenset(name for table in tables for name in table.model_fields)
+
+
+#: The keys of a sample and of what is in it, which messages about unknown ones suggest.
+SAMPLE_KEYS = _keys_of(SampleIn, MessageIn, ToolCallIn)
+#: Those of a request.
+REQUEST_KEYS = _keys_of(ScoreRequest, RewardRequest, OverridesIn) | SAMPLE_KEYS
 
 
 def sample_in(sample: SampleIn) -> Sample:

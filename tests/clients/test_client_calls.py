@@ -3,12 +3,15 @@
 import inspect
 import json
 import ssl
+from collections import Counter
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from client_stand_in import StandIn, refusal
 
 from alarm_client._operations import SAFE
+from alarm_client._payloads import OVER_REQUESTS
 from alarm_client._retry import Retries
 from alarm_client.client import AlarmClient, AsyncAlarmClient
 from alarm_client.errors import (
@@ -23,6 +26,7 @@ from alarm_client.errors import (
 )
 from alarm_client.types import Sample, Usage
 from alarm_client.version import __version__
+from alarm_models.combination.all_rules import RULES
 
 SAMPLES = [Sample(prompt="p", completion="x" * (index % 7)) for index in range(300)]
 LENGTHS = [float(index % 7) for index in range(300)]
@@ -62,11 +66,48 @@ async def test_call_that_needs_several_requests_is_refused_for_a_rule_over_one(
     ask, rule, args, samples
 ):
     server = StandIn(max_samples=64, rule=rule)
-    with pytest.raises(ValueError, match=r"'gdpo' normalizes rewards over one request.*at most 64"):
+    with pytest.raises(ValueError, match=r"'gdpo' normalizes rewards over one request.*fewer"):
         await ask(server, "hierarchical_reward", samples, *args)
     assert (await ask(server, "score", samples)).scalars() == LENGTHS[: len(samples)]
     server = StandIn(rule=rule)
     assert len((await ask(server, "hierarchical_reward", samples, *args)).rewards) == len(samples)
+
+
+async def test_call_that_was_too_large_asks_once_for_the_rule(ask):
+    server = StandIn(max_samples=3)
+    result = await ask(server, "hierarchical_reward", SAMPLES[:10])
+    assert len(result.rewards) == 10
+    assert Counter(server.paths) == {"/hierarchical_reward": 7, "/models": 1}
+    server = StandIn(max_samples=3)
+    await ask(server, "hierarchical_reward", SAMPLES[:10], None, {"rule": "mo_grpo"})
+    assert "/models" not in server.paths
+
+
+async def test_call_that_was_too_large_is_split_for_servers_that_list_no_recipes(ask):
+    server = StandIn(max_samples=3)
+
+    def without_models(request):
+        path = request.url.path
+        return refusal(404, "not_found", "no path") if path == "/models" else server(request)
+
+    handler = SimpleNamespace(transport=httpx.MockTransport(without_models))
+    assert len((await ask(handler, "hierarchical_reward", SAMPLES[:10])).rewards) == 10
+
+
+def test_rule_of_a_large_call_is_that_of_now():
+    server = StandIn(max_samples=64, rule="gdpo")
+    client = AlarmClient(transport=server.transport)
+    with pytest.raises(ValueError, match="'gdpo'"):
+        client.hierarchical_reward(SAMPLES)
+    server.rule = "mo_grpo"
+    assert len(client.hierarchical_reward(SAMPLES).rewards) == len(SAMPLES)
+    server.rule = "gdpo"
+    with pytest.raises(ValueError, match="'gdpo'"):
+        client.hierarchical_reward(SAMPLES)
+
+
+def test_rules_over_requests_are_those_of_the_server():
+    assert set(OVER_REQUESTS) == {one.name for one in RULES.values() if one.normalizes_requests}
 
 
 async def test_hierarchical_reward_sends_all_options(ask):

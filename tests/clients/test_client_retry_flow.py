@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from alarm_client._operations import CachedCatalogue, await_ready, run_payload
+from alarm_client._operations import CachedLimits, await_ready, run_payload
 from alarm_client._payloads import score_payload
 from alarm_client._retry import (
     Availability,
@@ -278,9 +278,9 @@ def test_only_a_valid_result_counts_as_answer():
     answer = b'{"model": "rm", "fingerprint": "f", "scores": [], "usage": {}}'
     clock = Clock([Reply(200, {}, b"<html>welcome"), Reply(200, {}, answer)])
     with pytest.raises(ProtocolError):
-        clock.take(run_payload(clock.call(), score_payload([], None), CachedCatalogue()))
+        clock.take(run_payload(clock.call(), score_payload([], None), CachedLimits()))
     assert not clock.server.has_answered
-    clock.take(run_payload(clock.call(), score_payload([], None), CachedCatalogue()))
+    clock.take(run_payload(clock.call(), score_payload([], None), CachedLimits()))
     assert clock.server.has_answered
 
 

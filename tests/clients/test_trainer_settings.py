@@ -40,6 +40,13 @@ def test_unusable_url_is_refused_without_its_password():
     with pytest.raises(ValueError, match="a list of URLs") as refused:
         read_settings(SKIPS, {"url": [b"http://any:sesame@a"]})
     assert "sesame" not in str(refused.value)
+    with pytest.raises(ValueError, match="a list of URLs"):
+        read_settings(SKIPS, {"url": []})
+
+
+def test_reply_start_of_a_variable_may_have_a_line_break(monkeypatch):
+    monkeypatch.setenv("ALARM_REPLY_START", r"<think>\n")
+    assert read_settings(SKIPS).reply_start == "<think>\n"
 
 
 def test_settings_default_to_those_of_the_trainer(monkeypatch):

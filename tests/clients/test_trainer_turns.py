@@ -80,6 +80,12 @@ def test_prompt_of_part_without_type_or_text_is_refused():
         ([], ""),
         ([{"type": "text", "text": "Emma"}], "Emma"),
         ([{"text": "Emma"}], "Emma"),
+        (({"type": "text", "text": one} for one in ("Em", "ma")), "Emma"),
+        (
+            [{"type": "text", "text": "Seen:"}, {"type": "input_image", "image_url": "data:..."}],
+            [{"type": "text", "text": "Seen:"}, {"type": "input_image"}],
+        ),
+        ([{"type": "document", "source": "data:..."}], [{"type": "document"}]),
     ],
 )
 def test_result_of_a_tool_that_is_no_content_is_its_json(result, text):

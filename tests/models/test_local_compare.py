@@ -220,6 +220,12 @@ async def test_completion_that_is_too_long_fails_alone(
     assert isinstance(second, float)
     if more.get("method") != "sort":  # where ranks count too
         assert first + second == computed(1)
+    # The longer one has more tokens, though it may have fewer characters.
+    dense, plain = "漢字" * 60, "a dog " * 22
+    assert len(dense) < len(plain)
+    found = values(await compared(model, group("Paris.", plain, dense)))
+    assert found[2] == "too_long"
+    assert all(isinstance(one, float) for one in found[:2])
     # Two that are only too long together fail both, as neither was compared.
     assert values(await compared(model, group("Paris.", LONG * 2))) == ["too_long"] * 2
 

@@ -307,6 +307,8 @@ def a_score(**more: Any) -> dict[str, Any]:
         ([a_score()] * 37, "returned 37 scores for 36 samples"),
         ([a_score(score="1")] * 36, "returned an invalid response"),
         ([a_score(num_tokens="1")] * 36, "returned an invalid response"),
+        ([a_score(judged=[[0]])] * 36, "returned an invalid response"),
+        ([a_score(num_tokens=-1)] * 36, "returned an invalid response"),
         ({}, "returned an invalid response"),
         (None, "answered no JSON: <html>"),
     ],

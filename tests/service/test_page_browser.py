@@ -394,6 +394,7 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
             {"lines": " \n"},
             {"overrides": '{"weights": {"b": -1e999}}'},
             {"overrides": '{"threshold": NaN}'},
+            {"lines": json.dumps({"prompt": "1 / 0?", "completion": "Infinity"})},
             {"completions": ['[{"json": 1}]']},
         ],
     )
@@ -409,7 +410,7 @@ def test_page_says_what_is_wrong_in_the_input_and_where(page: "Page") -> None:
         'Overrides has a number that is too large to be sent ("b")',
         "Overrides is not valid JSON",
     ]
-    assert said[-1] is None
+    assert said[-2:] == [None, None]
     for message, part in zip(said, parts, strict=False):
         assert part in message
 

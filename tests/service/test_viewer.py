@@ -100,12 +100,15 @@ def test_index_shows_a_sample_that_was_sent_again_once(tmp_path: Path) -> None:
     held = [sample("?", text, id=text, group="g", group_size=2) for text in ("one", "two")]
     other = sample("?", "three", id="one", group="g", group_size=2)  # the name is used again
     lines = [
-        captured(str(request), one, reward(1))
-        for request, one in enumerate([held[0], held[1], held[1], other])
+        captured(str(request), one, reward(1), time=time)
+        for request, (one, time) in enumerate(
+            [(held[0], 5), (held[1], 5), (held[1], 7), (other, 9), (held[0], 99), (held[0], 100)]
+        )
     ]
     with RewardIndex([write_lines(tmp_path / "f.jsonl", lines)]) as index:
-        assert index.overview()["columns"]["excerpt"] == ["one", "two", "three"]
-        assert index.notes() == ["1 samples were sent again, and are shown once."]
+        # The last but one is of a later step, the last one is that again.
+        assert index.overview()["columns"]["excerpt"] == ["one", "two", "three", "one"]
+        assert index.notes() == ["2 samples were sent again, and shown once."]
         assert json.loads(index.details(2))["completion"] == "three"
 
 

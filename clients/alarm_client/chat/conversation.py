@@ -253,7 +253,7 @@ def pair_texts(prompt: str, completion: str, template: ChatTemplate | None) -> T
     answer = read_answer((started.text if started else "") + completion, template)
     if started is not None and started.role == THOUGHTS:
         answer[0] = Turn(THOUGHTS, answer[0].text, answer[0].is_open)
-    return Texts(_prompt(turns), _completion(_without_empty_last(without_thoughts(answer))))
+    return Texts(_prompt(turns), _completion(_without_begun_reply(without_thoughts(answer))))
 
 
 def split_prompt(prompt: str, template: ChatTemplate | None) -> tuple[Text, str]:
@@ -276,7 +276,7 @@ def answer_of(completion: str, template: ChatTemplate | None) -> Text:
     if template is None or template is PLAIN:
         return without_ends(completion, ())
     answer = without_thoughts(read_answer(completion, template))
-    return _completion(_without_empty_last(answer))
+    return _completion(_without_begun_reply(answer))
 
 
 def require_plain(prompt: str) -> None:
@@ -307,6 +307,14 @@ def _without_empty_last(turns: list[Turn]) -> list[Turn]:
     """Drop a last turn without text: a header that ended the policy's text."""
     is_empty = len(turns) > 1 and turns[-1].role != "assistant" and not turns[-1].text
     return turns[:-1] if is_empty else turns
+
+
+def _without_begun_reply(turns: list[Turn]) -> list[Turn]:
+    """Drop a last turn without text, also a reply that only begins after a tool's result."""
+    turns = _without_empty_last(turns)
+    is_after_tool = len(turns) > 1 and turns[-2].role == "tool"
+    is_begun = is_after_tool and turns[-1].role == "assistant" and turns[-1].is_open
+    return turns[:-1] if is_begun and not turns[-1].text else turns
 
 
 def _prompt(turns: list[Turn]) -> tuple[Message, ...]:

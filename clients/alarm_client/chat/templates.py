@@ -87,8 +87,11 @@ _CHATML = ChatTemplate(
 _LLAMA_2 = ChatTemplate(
     "llama-2",
     re.compile(
-        r"(?:\[/TOOL_RESULTS\]\s*(?=\[TOOL_RESULTS\]))?"
-        r"(?P<role>\[SYSTEM_PROMPT\]|\[/?INST\]|\[/?TOOL_RESULTS\])"
+        # Mistral's results of tools follow a turn; in texts of Llama 2 their tokens are plain text.
+        r"(?:\[/TOOL_RESULTS\](?=\[TOOL_RESULTS\]))?"
+        r"(?P<role>\[SYSTEM_PROMPT\]|\[/?INST\]|\[/TOOL_RESULTS\]"
+        r"|(?:\A|(?<=</s>)|(?<=</s> )|(?<=\[/TOOL_RESULTS\]))\[TOOL_RESULTS\])"
+        r"(?:(?<=\[TOOL_RESULTS\])[^\[\]\n]{0,64}\[TOOL_CONTENT\])?"
     ),
     ("[/SYSTEM_PROMPT]", "</s>", "<s>"),
     {

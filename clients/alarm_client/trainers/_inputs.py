@@ -30,6 +30,7 @@ from alarm_client.chat.templates import (
     unknown_markup,
 )
 from alarm_client.trainers._messages import (
+    THOUGHT_KEYS,
     completion_text,
     get,
     is_message,
@@ -351,7 +352,8 @@ def with_reply_starts(sample: Sample, begun: str) -> Sample:
 
 def _turn_begun(turn: Mapping[str, Any], begun: str) -> dict[str, Any]:
     content = turn.get("content")
-    is_reply = turn.get("role") == "assistant" and not turn.get("reasoning_content")
+    has_thought = any(turn.get(name) for name in THOUGHT_KEYS)
+    is_reply = turn.get("role") == "assistant" and not has_thought
     if not is_reply or not isinstance(content, str):
         return dict(turn)
     return {**turn, "content": _begun(content, begun)}

@@ -10,6 +10,7 @@ from alarm_client._payloads import json_of
 from alarm_client.message_offsets import TEXT_PARTS, completion_text
 
 __all__ = [
+    "THOUGHT_KEYS",
     "completion_text",
     "content_of",
     "get",
@@ -23,10 +24,13 @@ __all__ = [
 _OF_TOOLS = ("tool", "function")
 
 # Names of a message's thought: OpenAI-compatible servers, OpenRouter, gpt-oss's template.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 # Part types of processors that name a part by its only key: {"image": ...}.
 _KINDS = ("image", "image_url", "video", "video_url", "audio", "input_audio", "file")
+
+# Other part types: OpenAI's Responses API, Anthropic's messages.
+_OTHER_PARTS = ("input_image", "input_file", "input_video", "document", "search_result")
 
 
 def message_of(message: Any) -> dict[str, Any]:
@@ -42,10 +46,10 @@ def message_of(message: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"role": role}
     calls = _calls(message)
     content = get(message, "content")
-    if role in _OF_TOOLS and not _is_content(content):
-        content = _json_text(content)
+    if role in _OF_TOOLS:
+        content = _tool_content(content)
     found["content"] = None if content is None and calls else content_of(content)
-    for name in _THOUGHTS:
+    for name in THOUGHT_KEYS:
         thought = get(message, name)
         if isinstance(thought, str) and thought:
             found["reasoning_content"] = thought
@@ -83,20 +87,22 @@ def content_of(content: Any) -> str | list[dict[str, str]]:
     return parts
 
 
-def _is_content(value: Any) -> bool:
-    """Whether a tool's result is text or parts, and not a list of its own values."""
+def _tool_content(value: Any) -> Any:
+    """A tool's result: text or parts as they are, and values of its own as their JSON."""
     if value is None or isinstance(value, str):
-        return True
-    if isinstance(value, Mapping) or not isinstance(value, Iterable):
-        return False
-    return all(map(_is_part, value))
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Mapping)):
+        value = list(value)
+        if not value or any(map(_is_part, value)):
+            return value
+    return _json_text(value)
 
 
 def _is_part(value: Any) -> bool:
     kind = _kind(value)
     if kind is None:
         return isinstance(get(value, "text"), str)
-    return kind in TEXT_PARTS or kind in _KINDS
+    return kind in TEXT_PARTS or kind in _KINDS or kind in _OTHER_PARTS
 
 
 def tools_of(value: Any) -> list[Any] | None:

@@ -135,7 +135,7 @@ def read_settings(defaults: TrainerDefaults, given: Mapping[str, Any] | None = N
         connect_timeout=read("connect_timeout", _seconds, CONNECT_TIMEOUT),
         on_failure=read("on_failure", _policy, defaults.on_failure),
         template=read("template", _template, None),
-        reply_start=read("reply_start", _text, None),
+        reply_start=read("reply_start", _reply_start, None),
     )
     _check(settings)
     return settings
@@ -208,7 +208,8 @@ def _urls(value: Any, trainer: str) -> str | None:
     """URLs separated by commas; the message contains no value, as URLs may have passwords."""
     if value is None or isinstance(value, str):
         return value
-    if not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+    is_list = isinstance(value, Sequence) and all(isinstance(one, str) for one in value)
+    if not is_list or not value:
         raise ValueError(f"{trainer}: url (or ALARM_URL): must be a URL, or a list of URLs")
     return ",".join(value)
 
@@ -223,6 +224,11 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("must be a string")
     return value
+
+
+def _reply_start(value: Any) -> str:
+    """A text in which the two characters `\\n`, as in a variable, are a line break."""
+    return _text(value).replace("\\n", "\n")
 
 
 def _count(value: Any) -> int:

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from alarm_models.errors import is_exception_or_panic
 from alarm_models.sample_json import sample_from_json
 from alarm_models.types import Sample
 
@@ -78,7 +79,9 @@ def _serve_sequentially(function: Callable[[Sample], Any], answers: TextIO) -> N
             if inspect.isawaitable(value):  # a wrapper that hides a coroutine
                 value = asyncio.run(_awaited(value))
             _write_answer(answers, id=asked["id"], value=_result_to_json(value))
-        except Exception as error:  # a user's function may raise anything
+        except BaseException as error:  # a user's function may raise anything
+            if not is_exception_or_panic(error):
+                raise
             _write_answer(answers, id=asked["id"], failed=_described(error))
 
 
@@ -105,7 +108,9 @@ async def _serve_concurrently(
                 )
             else:
                 _write_answer(answers, id=asked["id"], failed=_described(error))
-        except (Exception, asyncio.CancelledError) as error:  # it may raise anything
+        except BaseException as error:  # it may raise anything
+            if not is_exception_or_panic(error) and not isinstance(error, asyncio.CancelledError):
+                raise
             _write_answer(answers, id=asked["id"], failed=_described(error))
 
     while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):

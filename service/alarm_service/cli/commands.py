@@ -129,7 +129,8 @@ def probe(settings: Settings) -> tuple[bool, str]:
             reason = _reason(response.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
-            if isinstance(error, http.client.HTTPException | ConnectionError):
+            is_tls = settings.tls_certificate is not None
+            if not is_tls and isinstance(error, http.client.BadStatusLine | ConnectionResetError):
                 why += "; with TLS give --tls-certificate"
             return False, f"no server responds on {host} port {settings.port}: {why}"
     if reason is None:

@@ -16,7 +16,7 @@ import structlog
 from opentelemetry.trace import get_current_span
 
 from alarm_models.cancellation import cancellable, check_cancelled
-from alarm_models.errors import SampleError, is_rust_panic
+from alarm_models.errors import SampleError, is_exception_or_panic
 from alarm_models.modeling.inputs import BatchLayout, ModelInput
 from alarm_models.reward_models.base import HostModel, Prepared, RewardModel, can_share_pass
 from alarm_models.types import (
@@ -204,7 +204,7 @@ def _prepare(model: RewardModel, samples: Sequence[Sample]) -> list[Prepared]:
     try:
         return model.prepare(samples)
     except BaseException as error:  # a tokenizer may raise anything; other samples go on
-        if not isinstance(error, Exception) and not is_rust_panic(error):
+        if not is_exception_or_panic(error):
             raise
         if len(samples) == 1:
             message = f"the sample cannot be prepared: {error!r}"[:500]
@@ -520,7 +520,10 @@ class ScoringPipeline:
             return await model.score_for(caller, samples)
         try:
             return await model.score(samples)
-        except Exception as error:  # a defect of one model; other models' scores are still given
+        except BaseException as error:
+            if not is_exception_or_panic(error):
+                raise
+            # A defect of one model; other models' scores are still given.
             _log.exception("a model without a device failed", num_samples=len(samples))
             problem = SampleError("model_failed", f"the model raised {error!r}"[:500])
             return [problem] * len(samples)

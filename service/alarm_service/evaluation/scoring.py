@@ -278,7 +278,7 @@ class RemoteScorer:
             outcomes = [_outcome(row, is_graded=is_graded) for row in answer["scores"]]
         except ValidationError as error:
             raise self._invalid(format_validation_errors(error.errors())) from error
-        except TypeError as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise self._invalid(str(error)) from error
         if len(outcomes) != len(samples):
             raise StudyError(

@@ -97,7 +97,7 @@ function json(text, where) {
   // JSON.parse reads 1e999 as Infinity, which JSON.stringify would send as null.
   const tooLarge = [];
   const check = (key, value) => {
-    if (Math.abs(value) === Infinity) tooLarge.push(key);
+    if (value === Infinity || value === -Infinity) tooLarge.push(key);
     return value;
   };
   let value;

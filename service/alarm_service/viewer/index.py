@@ -39,6 +39,9 @@ __all__ = ["Place", "RewardIndex"]
 #: Characters of a completion in the list.
 _EXCERPT = 90
 
+#: A server answers a sample that is sent again from its group's rewards for as long.
+_RETRY_S = 60.0
+
 #: Longer lines are skipped: as much as a request's body may have.
 _MAX_LINE_BYTES = 64 << 20
 
@@ -54,7 +57,7 @@ class Place:
 
 @dataclass(slots=True)
 class _Skipped:
-    """Lines that are not shown, and why the first one of those without a reward is not."""
+    """Numbers of lines that are not shown; ``first`` says why the first unusable one is not."""
 
     num_scores: int = 0
     num_retried: int = 0
@@ -78,7 +81,7 @@ class RewardIndex:
         self._places: list[Place] = []
         self._sample_places: list[Place] = []
         self._skipped = _Skipped()
-        self._members: set[str] = set()
+        self._members: dict[str, float | None] = {}
         self._known: dict[str, dict[str, int]] = {}
         self._origins: list[dict[str, Any]] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
@@ -158,8 +161,7 @@ class RewardIndex:
             f"{self._num_removed} files were removed before they were read.": self._num_removed,
             f"{skipped.num_scores} samples of /score have no reward and are not "
             "shown.": skipped.num_scores,
-            f"{skipped.num_retried} samples were sent again, and are shown "
-            "once.": skipped.num_retried,
+            f"{_counted(skipped.num_retried)} sent again, and shown once.": skipped.num_retried,
             f"{skipped.num_unusable} lines are no rewards and are not shown: "
             f"{skipped.first}.": skipped.num_unusable,
             f"{self._num_without_text} samples have no texts in these files"
@@ -263,10 +265,16 @@ class RewardIndex:
         if sample.get("group_size") is None or sample.get("id") is None:
             return False
         names = ("group", "id", "prompt", "prompt_sha256", "completion", "completion_sha256")
-        member = _digest([sample.get(name) for name in names])
-        is_known = member in self._members
-        self._members.add(member)
-        return is_known
+        given = [sample.get(name) for name in names]
+        member = _digest([*given, line.fingerprint, line.reward["reward"]])
+        if member not in self._members:
+            self._members[member] = line.time
+            return False
+        first, now = self._members[member], line.time
+        if first is not None and now is not None and now - first > _RETRY_S:  # of a later step
+            self._members[member] = now
+            return False
+        return True
 
     def _add_columns(self, line: RewardLine) -> None:
         reward, sample = line.reward, line.sample
@@ -395,6 +403,10 @@ def _group_key(line: RewardLine, prompt: str | None, number: int) -> str:
         text if group is None or not is_of_request else None,
     ]
     return _digest(parts)
+
+
+def _counted(number: int) -> str:
+    return "1 sample was" if number == 1 else f"{number} samples were"
 
 
 def _digest(parts: Sequence[Any]) -> str:

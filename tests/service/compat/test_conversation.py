@@ -377,9 +377,20 @@ def test_results_of_tools_within_the_assistants_turn_are_messages(
     assert found.prompt == turns("Q?")
     roles = [(one.role, one.content) for one in found.completion[1:]]  # type: ignore[union-attr]
     assert roles == [("tool", "T"), ("tool", "U"), ("assistant", "C.")]
+    cut = pair_texts(prompt, f"{call}{results}", None).completion
+    assert [(one.role, one.content) for one in cut[1:]] == [("tool", "T"), ("tool", "U")]  # type: ignore[union-attr]
     last = split_text(f"{prompt}{call}{results}C.", None)
     assert last.completion == "C."
     assert [one.role for one in last.prompt] == ["user", "assistant", "tool", "tool"]  # type: ignore[union-attr]
+
+
+def test_tokens_of_mistrals_results_are_text_in_llama_2() -> None:
+    asked = "What does [TOOL_RESULTS] mean?"
+    found = pair_texts(f"<s>[INST] {asked} [/INST]", "[TOOL_RESULTS] begins results.", None)
+    assert found.prompt == turns(asked)
+    mistral = "[TOOL_CALLS] find</s>[TOOL_RESULTS]id1[TOOL_CONTENT]T[/TOOL_RESULTS]C.</s>"
+    (_, tool, answer) = pair_texts("<s>[INST] Q?[/INST]", mistral, None).completion
+    assert (tool, answer) == (Message("tool", "T"), Message("assistant", "C."))
 
 
 def test_pair_texts_drops_special_tokens_inside_completion() -> None:

@@ -165,8 +165,8 @@ class _GroupComparison:
             if not isinstance(share, SampleError):
                 return share
             if share.code == _TOO_LONG:  # ranked last, so that the others are compared
-                lengths = (len(self.texts[first]), len(self.texts[second]))
-                return (1 + (lengths[0] < lengths[1]) - (lengths[0] > lengths[1])) / 2
+                sizes = (self._size(first), self._size(second))
+                return (1 + (sizes[0] < sizes[1]) - (sizes[0] > sizes[1])) / 2
             if self.spec.on_failure == "fail":
                 raise share
             return 0.5
@@ -205,6 +205,10 @@ class _GroupComparison:
                 scores.append(self.unanswered[at])
         return scores
 
+    def _size(self, at: int) -> int:
+        """Return the bytes of a text, which its tokens follow more closely than its characters."""
+        return len(self.texts[at].encode())
+
     def _orders(self, pair: Pair) -> list[Pair]:
         first, second = pair
         return [pair, (second, first)] if self.spec.both_orders else [pair]
@@ -213,10 +217,10 @@ class _GroupComparison:
         """Record the shares of a pair's first text in each order; return their mean or an error."""
         problem = next((one for one in shares if isinstance(one, SampleError)), None)
         if problem is not None:
-            most = max(len(self.texts[at]) for at in pair)
+            most = max(map(self._size, pair))
             for at in pair:
                 self.unanswered.setdefault(at, problem)
-                if problem.code != _TOO_LONG or len(self.texts[at]) == most:
+                if problem.code != _TOO_LONG or self._size(at) == most:
                     self.problems.setdefault(at, problem)
             return problem
         won = [one if at == 0 else 1 - one for at, one in enumerate(_numbers(shares))]
