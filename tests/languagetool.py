@@ -50,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(503, b"Error: overloaded")
         elif "nonsense" in text:
             self._answer(200, b"<html>")
+        elif "slow" in text:
+            found = {"matches": [], "warnings": {"incompleteResults": True}}
+            self._answer(200, json.dumps(found).encode())
         else:
             self._answer(200, json.dumps({"matches": _matches(text)}).encode())
 

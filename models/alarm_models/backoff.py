@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 __all__ = ["backoff_s"]
+
+#: ASCII digits, of which `\d` and `str.isdigit` accept others too.
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 #: Larger exponents change nothing: the limit is reached long before.
 _MAX_EXPONENT = 64
@@ -23,9 +29,19 @@ def backoff_s(
 
     The wait doubles from ``first_s`` to ``max_s``. ``jitter``, in [0, 1) and random by default,
     takes up to half of it away, so that clients that failed together do not retry together. A
-    ``Retry-After`` of whole seconds in the response's ``headers`` is the least, up to ``max_s``.
+    ``Retry-After`` in the response's ``headers``, in seconds or as a date, is the least, up to
+    ``max_s``.
     """
     jitter = random.random() if jitter is None else jitter
     wait = min(first_s * 2.0 ** min(attempt, _MAX_EXPONENT), max_s) * (1 - jitter / 2)
-    asked = (headers or {}).get("Retry-After", "")
-    return max(wait, min(float(asked), max_s)) if asked.isascii() and asked.isdigit() else wait
+    return max(wait, min(_retry_after_s((headers or {}).get("Retry-After", "")), max_s))
+
+
+def _retry_after_s(asked: str) -> float:
+    """Return the seconds that a server asks to wait; 0 if it asks for none, or unreadably."""
+    if _SECONDS.fullmatch(asked):
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0

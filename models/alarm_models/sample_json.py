@@ -15,7 +15,11 @@ __all__ = [
     "sample_to_json",
     "score_from_json",
     "whole_number",
+    "writable",
 ]
+
+#: Larger counts are no counts; floats hold this one exactly.
+_MOST = 2**53
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def score_from_json(row: Mapping[str, Any], *, is_graded: bool = False) -> Score
         whole_number(row["num_tokens"]),
         row["truncated"] is True,
         outputs=None if outputs is None else {str(name): number(outputs[name]) for name in outputs},
-        omitted=tuple(map(str, row.get("omitted") or ())),
+        omitted=tuple(map(writable, row.get("omitted") or ())),
         judged=_spans_or_none(row.get("judged")),
         output_segments=None
         if of_outputs is None
@@ -87,8 +91,13 @@ def score_from_json(row: Mapping[str, Any], *, is_graded: bool = False) -> Score
             str(name): _segments(some, is_graded=is_graded) or ()
             for name, some in of_outputs.items()
         },
-        skipped=tuple(map(str, row.get("skipped") or ())),
+        skipped=tuple(map(writable, row.get("skipped") or ())),
     )
+
+
+def writable(value: object) -> str:
+    """Return a text that JSON can be written of: lone surrogates are replaced."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def number(value: object) -> float:
@@ -103,7 +112,7 @@ def number(value: object) -> float:
 
 def whole_number(value: object) -> int:
     """Return an integer of a response that is at least 0; raise `TypeError` for others."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
         raise TypeError("an integer was expected")
     return value
 
@@ -129,7 +138,7 @@ def _segment(row: Any, *, is_graded: bool) -> SegmentScore:
     a score is an error that a check found; without both, the model did not read the segment.
     """
     span = Span(whole_number(row["start"]), whole_number(row["end"]))
-    label = None if row["label"] is None else str(row["label"])
+    label = None if row["label"] is None else writable(row["label"])
     score = _number_or_none(row["score"])
     if is_graded:
         verdict = None

@@ -18,7 +18,11 @@ def test_jitter_takes_up_to_half_of_a_wait() -> None:
 
 @pytest.mark.parametrize(
     ("retry_after", "wait_s"),
-    [("7", 7), ("0", 0.25), ("9999", 30), ("9" * 400, 30), ("tomorrow", 0.25), ("²", 0.25)],
-)
-def test_retry_after_in_whole_seconds_is_the_least(retry_after: str, wait_s: float) -> None:
+    [("7", 7), ("0", 0.25), ("9999", 30), ("9" * 400, 30), ("tomorrow", 0.25), ("²", 0.25),
+     ("3.5", 3.5), ("-3", 0.25), ("Tue, 01 Dec 2026 06:00:09 GMT", 9), ("Mon, 31 Nov 2026", 0.25)],
+)  # fmt: skip
+def test_retry_after_is_the_least(
+    retry_after: str, wait_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1796104800.0)  # Tue, 01 Dec 2026 06:00:00 GMT
     assert backoff_s(0, {"Retry-After": retry_after}, 0.0) == wait_s

@@ -106,14 +106,16 @@ def test_languagetool_offsets_become_code_points(ending: str) -> None:
 def test_languagetool_refusing_a_text_fails_its_sample_alone() -> None:
     with languagetool() as server:
         model = load_direct(kind="grammar", engine="languagetool", url=server.url)
-        texts = ("so so", "overload", "fine", "nonsense")
-        first, overloaded, fine, nonsense = score_directly(model, *map(completion, texts))
+        texts = ("so so", "overload", "fine", "nonsense", "slow")
+        first, overloaded, fine, nonsense, slow = score_directly(model, *map(completion, texts))
         assert isinstance(first, Score)
         assert isinstance(fine, Score)
         assert isinstance(overloaded, SampleError)
         assert overloaded.message.endswith("server returned status 503: Error: overloaded")
         assert isinstance(nonsense, SampleError)
         assert "returned an invalid response" in nonsense.message
+        assert isinstance(slow, SampleError)
+        assert "did not check the whole text" in slow.message
 
 
 def test_languagetool_unreachable_fails_its_samples_alone() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scripted_judge import Refuse, Say, endpoint, judge_server, says, served
 
 from alarm_models.errors import CheckpointError, SampleError, quoted_answer
 from alarm_models.recipe.specs import BudgetSpec, EndpointSpec
+from alarm_models.reward_models.judge_endpoint import cache as cache_module
 from alarm_models.reward_models.judge_endpoint.budget import Budget, Expense
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
 from alarm_models.reward_models.judge_endpoint.client import JudgeEndpoint, Question
@@ -161,6 +163,66 @@ async def test_answers_without_an_end_are_not_stored(answer: Say, tmp_path: Path
     async with endpoint(script, cache=str(tmp_path)) as (judge, server):
         texts = [(await judge.ask(HELLO)).replies[0].text for _ in range(3)]
         assert (texts[1:], len(server.bodies)) == (["yes", "yes"], 2)
+
+
+def damage(cache: Path, answer: str) -> None:
+    (file,) = cache.glob("*.sqlite3")
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE answers SET answer = ?", (answer,))
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{}", '[{"text": 5}]', "[" * 5000])
+async def test_stored_answer_that_is_damaged_is_asked_for_again(
+    damaged: str, tmp_path: Path
+) -> None:
+    async with endpoint(says("yes"), cache=str(tmp_path)) as (judge, server):
+        await judge.ask(HELLO)
+        damage(tmp_path, damaged)
+        for _ in range(2):
+            assert (await judge.ask(HELLO)).replies[0].text == "yes"
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_cut", "is_refused"),
+    [
+        ("stop", False, False), ("STOP", False, False), ("end_turn", False, False),
+        ("eos_token", False, False), ("length", True, False), ("model_length", True, False),
+        ("MAX_TOKENS", True, False), ("insufficient_system_resource", True, False),
+        ("abort", True, False), ("content_filter", False, True), ("SAFETY", False, True),
+    ],
+)  # fmt: skip
+async def test_finish_reason_says_whether_the_judge_ended_its_answer(
+    reason: str, is_cut: bool, is_refused: bool
+) -> None:
+    async with endpoint(lambda body: [Say("yes", reason)]) as (judge, _):
+        (reply,) = (await judge.ask(HELLO)).replies
+    assert (reply.is_cut, reply.is_refused) == (is_cut, is_refused)
+    assert reply.is_worth_storing == (not is_cut and not is_refused)
+
+
+async def test_cache_that_another_process_locks_is_read_without_waiting_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_BUSY_S", 0.05)
+    async with endpoint(says("yes"), cache=str(tmp_path)) as (judge, server):
+        await judge.ask(HELLO)
+        with locked(tmp_path):
+            assert (await judge.ask(HELLO)).usage.num_cached == 1
+            cache = judge._cache
+            assert cache is not None
+            assert not cache._may_write
+            assert (await judge.ask(Question([{"role": "user", "content": "Hi"}]))).replies
+        assert len(server.bodies) == 2
+
+
+@contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    (file,) = cache.glob("*.sqlite3")
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
 
 
 async def test_answer_that_cannot_be_read_is_asked_for_again(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ async def words_later(sample):
         await asyncio.sleep(1000)
     if sample.completion == "block":
         time.sleep(1000)
+    if sample.completion == "exit":
+        raise SystemExit(0)
+    if sample.completion == "wait":
+        await asyncio.sleep(0.2)
     await asyncio.sleep(0)
     return words(sample)
 
@@ -38,7 +42,8 @@ def by_the_rest(sample):
     return first.end + len(errors) + len(question) + len(message.content)
 
 def whatever(sample):
-    return {"nan": float("nan"), "none": None, "text": "text", "far": [(0, 99)]}[sample.completion]
+    return {"nan": float("nan"), "none": None, "text": "text", "far": [(0, 99)],
+            "surrogate": [(0, 3, 1.0, "a\\ud800")]}[sample.completion]
 """
 
 
@@ -84,6 +89,25 @@ def test_async_function_that_blocks_fails_its_sample_alone(folder: str) -> None:
     blocked, fine = values(model, completion("block"), completion("a b"))
     assert blocked == "my_rewards:words_later took longer than 0.5 s"
     assert fine == 2
+
+
+def test_async_function_that_exits_fails_its_sample_alone(folder: str) -> None:
+    model = load_direct(**spec(folder, "words_later", workers=1, concurrency=8))
+    texts = ("wait", "wait", "exit", "wait", "a b")
+    assert values(model, *map(completion, texts)) == [
+        1,
+        1,
+        "my_rewards:words_later ended its process: the process ended",
+        1,
+        2,
+    ]
+
+
+def test_label_that_cannot_be_written_is_replaced(folder: str) -> None:
+    (one,) = score_directly(load_direct(**spec(folder, "whatever")), completion("surrogate"))
+    assert isinstance(one, Score)
+    assert one.segments is not None
+    assert one.segments[0].label == "a?"
 
 
 async def test_function_whose_caller_left_occupies_its_process_until_killed(folder: str) -> None:

@@ -6,7 +6,7 @@ from alarm_models.combination.all_rules import Rule
 from alarm_models.errors import RecipeError
 from alarm_models.recipe.loader import built_in_names, load_recipe, load_recipes
 from alarm_models.recipe.schema import Overrides, Recipe
-from alarm_models.recipe.specs import RemoteSpec, SequenceSpec
+from alarm_models.recipe.specs import RemoteSpec, RubricSpec, SequenceSpec
 
 EXAMPLE = """
 name = "example"
@@ -209,12 +209,32 @@ def test_recipe_fingerprint_covers_constants_and_overrides(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "setting", ["models.jugde.api_key=sesame", "models..api_key=sesame", "=sesame", "sesame"]
-)
+    "setting",
+    [
+        "models.jugde.api_key=sesame", "models..api_key=sesame", "=sesame", "sesame",
+        "models.jugde.endpoint.apikey=sesame", "models.jugde.api_key.x=sesame",
+        "models.preference.api_key sesame",
+    ],
+)  # fmt: skip
 def test_set_with_unknown_key_error_hides_the_value(setting: str) -> None:
     with pytest.raises(RecipeError, match="--set") as told:
         load_recipe("mini", [setting])
     assert "sesame" not in str(told.value)
+
+
+def test_set_reaches_tables_in_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "rubric.toml"
+    file.write_text(
+        '[models.r]\nkind = "rubric"\ncriteria = ["It is short."]\n'
+        '[models.r.endpoint]\nurl = "http://host/v1"\nmodel = "j"\n[holistic]\nmodel = "r"\n'
+    )
+    settings = ["models.r.endpoint.max_retries=7", "models.r.endpoint.budget.requests=9"]
+    spec = load_recipe(str(file), settings).models["r"]
+    assert isinstance(spec, RubricSpec)
+    assert spec.endpoint is not None
+    assert spec.endpoint.max_retries == 7
+    assert spec.endpoint.budget is not None
+    assert spec.endpoint.budget.requests == 9
 
 
 def test_key_of_digits_is_set_as_it_is_written(tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ def test_score_of_a_response_is_read_back_as_the_same_score(score: Score) -> Non
     assert score_from_json(json.loads(row)) == score
 
 
+def test_texts_of_a_response_can_be_written() -> None:
+    segment = {"start": 0, "end": 1, "label": "a\ud83d", "score": 1.0}
+    row = {"score": 1.0, "segments": [segment], "num_tokens": 1, "truncated": False}
+    score = score_from_json(row | {"omitted": ["b\ud83d"]})
+    assert score.segments is not None
+    assert (score.segments[0].label, score.omitted) == ("a?", ("b?",))
+    with pytest.raises(TypeError, match="an integer was expected"):
+        score_from_json(row | {"num_tokens": 10**400})
+
+
 @pytest.mark.parametrize("score", ["1", True, [1.0]])
 def test_score_of_a_response_that_is_no_number_is_refused(score: object) -> None:
     row = {"score": score, "segments": None, "num_tokens": 1, "truncated": False}

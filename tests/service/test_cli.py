@@ -376,7 +376,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--set", "a..b=1"], "requires KEY=VALUE"),
     (["--set", "models.zz.kind=length"], "no recipe has a table"),
     (["--set", "holistic.model.x=1"], "holistic.model is not a table"),
-    (["--set", "models.length.kind.x=1"], "no recipe has a table"),
+    (["--set", "models.length.kind.x=1"], "models.length.kind is not a table"),
     (["--set", "holistic=3"], "holistic: Input should be a valid"),
     (["--set", "hierarchy.rule=nope"], "hierarchy.rule: Input should be"),
     (["--recipe", "nope"], "neither a built-in recipe"),

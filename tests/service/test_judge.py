@@ -63,7 +63,12 @@ class Endpoint:
         if "mumble" in asked:
             text = "I would rather not say."
         usage = {"prompt_tokens": 10, "completion_tokens": 2}
-        return 200, {"choices": [{"message": {"content": text}}], "usage": usage}
+        row = {"message": {"content": text}, "finish_reason": "stop"}
+        if "cut off" in asked:
+            row["finish_reason"] = "length"
+        if "odd" in asked:
+            row["message"]["content"] = f"\ud83d {text}"
+        return 200, {"choices": [row], "usage": usage}
 
 
 @pytest.fixture
@@ -169,6 +174,18 @@ def test_judge_response_without_verdict_is_counted_and_left_out(
     rate = found.rates[0][1]
     assert rate is not None
     assert (rate.wins, rate.losses, rate.ties) == (1, 0, 0)
+
+
+def test_judge_answer_without_an_end_is_no_verdict_and_not_cached(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    court = Court(endpoint, tmp_path, (("cut off", "x"), ("odd one", "s")))
+    found, _ = court.run()
+    assert str(found.judgements[0].outcome) == "nan"
+    assert found.judgements[1].outcome == 1
+    assert len(found.refused) == 2
+    _, cost = court.run()
+    assert (cost.num_asks, cost.num_cached) == (2, 2)
 
 
 def test_judge_cache_prevents_repeated_requests(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
     key, equals, text = setting.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        shown = repr(f"{key}=..." if equals else key)
+        shown = repr(f"{key}=..." if equals else key.split(" ")[0])
         if not equals and "." not in key:  # the rest of a value that contains a separator
             shown = f"{len(key)} characters without `=`"
         raise RecipeError(
@@ -325,7 +325,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
 def _shown(setting: str) -> str:
     """Return a setting, without its value if that may be secret, such as a key or a URL."""
     key, _, _ = setting.partition("=")
-    is_secret = key.strip().rpartition(".")[2] in ("api_key", "url")
+    is_secret = any(one in key.lower() for one in ("key", "url", "token", "secret", "password"))
     return f"{key}=..." if is_secret else setting
 
 
@@ -341,11 +341,12 @@ def _set(table: MutableMapping[str, Any], setting: str) -> bool:
 
 
 def _has_table(table: Mapping[str, Any], keys: list[str]) -> bool:
-    # Every recipe has holistic and hierarchy, written or not; models and aspects must be written.
+    # Every recipe has holistic and hierarchy, written or not; models and aspects must be written,
+    # but not the tables in them, such as a judge's endpoint.
     if len(keys) < 3:
         return True
     tables = table.get(keys[0])
-    return len(keys) == 3 and isinstance(tables, Mapping) and keys[1] in tables
+    return isinstance(tables, Mapping) and keys[1] in tables
 
 
 def set_key(table: MutableMapping[str, Any], keys: Sequence[str], value: object) -> None:

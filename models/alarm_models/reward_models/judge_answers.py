@@ -88,6 +88,20 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 
+#: What says that a number before it is not the judge's own: the answer asks for it (a prompt
+#: injection that the judge reports), or it would have been given.
+_ANSWER = r"(?:answer|response|completion|reply|text|essay|assistant|author|writer|it)"
+_NOT_OWN = re.compile(
+    rf"\b{_ANSWER}\s+(?:\w+\s+)?(?:claims?|claimed|demands?|demanded|insists?|insisted|requests?)\b"
+    rf"|\b{_ANSWER}\s+says?\s*:"
+    r"|(?<!\byou )\b(?:tell|tells|told|asks?|asked|instruct|instructs|instructed|orders?)\s+"
+    r"(?:me|us|the\s+(?:judge|grader|evaluator|rater|model))\b"
+    r"|\binstructions?\s+to\s+(?:give|rate|score|grade|assign|award|output|return)\b"
+    r"|\b(?:would|could|might)\s+have\s+(?:given|rated|scored|awarded|assigned|earned|received)\b",
+    re.IGNORECASE,
+)
+_OWN = re.compile(r"\b(?:I|my|mine)\b")
+
 #: Number of characters around a number that are searched for words.
 _REACH = 120
 
@@ -219,8 +233,27 @@ class AnswerRules(Protocol):
         """The highest valid rating."""
 
 
-#: Why an answer ended before the judge ended it: the same question may get another.
-CUT_OR_REFUSED = frozenset({"length", "content_filter", "abort", "error"})
+#: The finish reasons of answers that the judge ended, in the words of several servers.
+_ENDED = frozenset(
+    {
+        "", "stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed",
+        "tool_calls", "function_call",
+    }
+)  # fmt: skip
+#: Those of refusals, by the model or by a filter.
+_REFUSED = frozenset(
+    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
+)
+
+
+def is_ended(finish_reason: object) -> bool:
+    """Return whether a judge ended its answer, rather than a limit, a filter or a fault."""
+    return not isinstance(finish_reason, str) or finish_reason.lower() in _ENDED
+
+
+def is_refusal(finish_reason: object) -> bool:
+    """Return whether a judge, or a filter, refused to answer."""
+    return isinstance(finish_reason, str) and finish_reason.lower() in _REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +262,7 @@ class JudgeAnswer:
 
     text: str
     is_cut: bool = False
+    is_refused: bool = False
 
 
 class AnswerReader:
@@ -270,6 +304,8 @@ class AnswerReader:
 
     def _vote(self, answer: JudgeAnswer) -> float | SampleError:
         text = answer.text
+        if answer.is_refused:
+            return _no_number("is a refusal", quoted_answer(text))
         if answer.is_cut:
             shown = quoted_answer(text, from_end=True)
             return _no_number(f"was cut off; raise {self._limit_key}", shown)
@@ -449,18 +485,23 @@ def _in_line(line: str, before: str, scale: Scale) -> Iterator[_Rating]:
             head = line[max(0, match.start() - _REACH) : match.start()]
             lead = _lead(head, before)
             clause = re.split(r"[!?;,]|\.(?=\s)|\bbut\b", head)[-1]
+            if _is_not_own(head, before):
+                continue
             if value is not None and _NOT_RATIOS.isdisjoint(_words(clause)):
                 yield _Rating(value, True, not _FINAL.isdisjoint(lead), is_alone)
     first = len(rest) - len(rest.lstrip(_OPENING))
     last: re.Match[str] | None = None
     for match in numbers:
-        lead = _lead(rest[max(0, match.start() - _REACH) : match.start()], before)
+        head = rest[max(0, match.start() - _REACH) : match.start()]
+        lead = _lead(head, before)
         behind = rest[match.end() : match.end() + _REACH]
         value = _value(match.group(), scale)
         if last is not None and not _counts(behind, scale) and _is_doubt(rest, last, match):
             raise RatingError(f"does not settle: {quoted_answer(rest[last.start() : match.end()])}")
         last = match
         if value is None or _counts(behind, scale) or not _OTHERS.isdisjoint(lead[-4:]):
+            continue
+        if _is_not_own(head, before):
             continue
         begins = match.start() == first
         if begins and _LIST_ITEM.match(behind):
@@ -475,6 +516,15 @@ def _is_doubt(line: str, first: re.Match[str], second: re.Match[str]) -> bool:
     if second.start() == first.end():
         return second.group()[0] in "-−"  # parsed as a sign
     return _DOUBT.fullmatch(line, first.end(), second.start()) is not None
+
+
+def _is_not_own(head: str, before: str) -> bool:
+    """Return whether the sentence before a number says that it is not the judge's rating."""
+    *earlier, sentence = re.split(r"[!?;]|\.(?=\s)", head)
+    if not earlier and before.rstrip().endswith(":"):
+        sentence = f"{before} {sentence}"
+    *_, said = (None, *_NOT_OWN.finditer(sentence))
+    return said is not None and _OWN.search(sentence, said.end()) is None
 
 
 def _words(text: str) -> set[str]:

@@ -21,6 +21,7 @@ from alarm_models.reward_models.remote.connections import (
     without_password,
 )
 from alarm_models.reward_models.remote.http import UNEXPECTED_FORMAT, format_problem, json_excerpt
+from alarm_models.sample_json import writable
 from alarm_models.types import Span
 
 __all__ = ["LanguageTool"]
@@ -68,6 +69,8 @@ class LanguageTool:
                 raise _failed(f"returned an invalid response: it {error}") from error
             raise _failed(f"at {self._shown}/check {error}") from error
         try:
+            if (found.get("warnings") or {}).get("incompleteResults"):
+                raise _failed("did not check the whole text within its own time limit")
             return _errors(found["matches"], text)
         except UNEXPECTED_FORMAT as error:
             what = f"{format_problem(error)}: {json_excerpt(found)}"
@@ -100,7 +103,7 @@ def _error(match: dict[str, Any], starts: Sequence[int]) -> GrammarError:
         raise TypeError("offset and length must be integers")
     # Within a character of two units: the character before the place counts.
     places = [bisect_right(starts, at) - 1 for at in (start, start + length)]
-    return Span(*places), str(match["rule"]["id"])
+    return Span(*places), writable(match["rule"]["id"])
 
 
 def _failed(what: str) -> SampleError:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from alarm_models.errors import is_exception_or_panic
-from alarm_models.sample_json import sample_from_json
+from alarm_models.sample_json import sample_from_json, writable
 from alarm_models.types import Sample
 
 __all__ = ["main"]
@@ -94,8 +94,10 @@ async def _serve_concurrently(
 ) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
+    is_ending = False  # by `sys.exit` in one call, which cancels the others: they are repeated
 
     async def answer(asked: Mapping[str, Any]) -> None:
+        nonlocal is_ending
         try:
             async with asyncio.timeout(timeout_s) as timeout:
                 value = await function(sample_from_json(asked["sample"]))
@@ -109,7 +111,9 @@ async def _serve_concurrently(
             else:
                 _write_answer(answers, id=asked["id"], failed=_described(error))
         except BaseException as error:  # it may raise anything
-            if not is_exception_or_panic(error) and not isinstance(error, asyncio.CancelledError):
+            is_cancelled = isinstance(error, asyncio.CancelledError)
+            is_ending = is_ending or not (is_cancelled or is_exception_or_panic(error))
+            if is_ending:
                 raise
             _write_answer(answers, id=asked["id"], failed=_described(error))
 
@@ -131,7 +135,7 @@ def _result_to_json(value: object) -> object:
 def _span_to_json(span: Any) -> list[object]:
     start, end, *more = span
     score = float(more[0]) if more and more[0] is not None else None
-    label = str(more[1]) if len(more) > 1 and more[1] is not None else None
+    label = writable(more[1]) if len(more) > 1 and more[1] is not None else None
     return [int(start), int(end), score, label]
 
 

@@ -258,7 +258,8 @@ async def _current_scores(
 
 def _first_problem(recipe: Recipe, stored: GoldenScores, current: _CurrentScores) -> str | None:
     tolerance = recipe.parity_tolerance
-    missing = sorted(current.models.keys() ^ stored.origin.models.keys())
+    scored = {name for line in stored.samples for name in line.scores}
+    missing = sorted(current.models.keys() ^ (stored.origin.models.keys() | scored))
     if missing:
         return f"it has no scores of {', '.join(map(repr, missing))}, or the recipe no such model"
     rough = {

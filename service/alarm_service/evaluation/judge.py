@@ -17,8 +17,9 @@ from typing import Any, TextIO
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alarm_models.reward_models.judge_answers import RatingError, answer_part
+from alarm_models.reward_models.judge_answers import RatingError, answer_part, is_ended
 from alarm_models.reward_models.remote.connections import excerpt
+from alarm_models.sample_json import writable
 from alarm_service.evaluation.dataset import Material
 from alarm_service.evaluation.errors import StudyError
 from alarm_service.evaluation.scoring import Peer, Refused
@@ -294,8 +295,9 @@ async def ask_all(
 ) -> list[str]:
     """Send the requests that are not cached, with bounded concurrency, and cache each answer.
 
-    Returns the refusals, one sentence each. Raises `StudyError` if the judge is unavailable;
-    answers received before that stay in the cache.
+    Refusals and answers that the judge did not end are not cached; they are returned, one sentence
+    each. Raises `StudyError` if the judge is unavailable; answers received before that stay in the
+    cache.
     """
     left = _left(duels, cache)
     refused: list[str] = []
@@ -316,7 +318,11 @@ async def ask_all(
                     raise
                 refused.append(str(error))
             else:
-                cache.add(_answer(request.key, answer))
+                found = _answer(request.key, answer)
+                if found.text:
+                    cache.add(found)
+                else:
+                    refused.append("the judge ended no answer, or refused to answer")
             answered()
 
     try:
@@ -358,12 +364,16 @@ def _request(messages: list[dict[str, str]], judge: Judge) -> JudgeRequest:
 
 
 def _answer(key: str, answer: Any) -> Answer:
+    """Return an answer; without a text if the judge did not end it or refused."""
     try:
-        text = answer["choices"][0]["message"]["content"]
+        choice = answer["choices"][0]
+        message = choice["message"]
+        is_whole = is_ended(choice.get("finish_reason")) and not message.get("refusal")
+        text = message["content"] if is_whole else None
         usage = answer.get("usage") or {}
         return Answer(
             key=key,
-            text=text or "",
+            text=writable(text) if isinstance(text, str) else text or "",
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=usage.get("completion_tokens"),
         )

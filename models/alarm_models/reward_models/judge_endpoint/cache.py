@@ -23,8 +23,9 @@ _logger = logging.getLogger(__name__)
 
 _FILE = "judge-answers.sqlite3"
 
-#: How long a process waits for another one's write, in seconds.
-_BUSY_S = 5.0
+#: How long a process waits for another one's write, in seconds, and how long it writes nothing
+#: after it has waited in vain: each question would wait as long.
+_BUSY_S, _PAUSE_S = 1.0, 60.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -58,6 +59,7 @@ class AnswerCache:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._has_failed = False
+        self._paused_until = 0.0
         path = Path(folder).expanduser()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -105,15 +107,16 @@ class AnswerCache:
                 if row is None:
                     return None
                 answer = json.loads(row[0])
-            except (sqlite3.Error, ValueError) as error:
+            except (sqlite3.Error, ValueError, RecursionError) as error:
                 self._tell(error)
                 return None
-            try:
-                self._database.execute(
-                    "UPDATE answers SET used = ? WHERE key = ?", (time.time(), key)
-                )
-            except sqlite3.Error as error:  # on a full disk, stored answers can still be read
-                self._tell(error)
+            if self._may_write:
+                try:
+                    self._database.execute(
+                        "UPDATE answers SET used = ? WHERE key = ?", (time.time(), key)
+                    )
+                except sqlite3.Error as error:  # on a full disk, stored answers can still be read
+                    self._tell(error)
             return answer
 
     def _put(self, key: str, answer: str) -> None:
@@ -121,6 +124,8 @@ class AnswerCache:
         if num_bytes > self._max_bytes:
             return
         with self._lock:
+            if not self._may_write:
+                return
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 try:
@@ -157,7 +162,13 @@ class AnswerCache:
             total -= num_bytes
         self._database.executemany("DELETE FROM answers WHERE key = ?", keys)
 
+    @property
+    def _may_write(self) -> bool:
+        return time.monotonic() >= self._paused_until
+
     def _tell(self, error: Exception) -> None:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            self._paused_until = time.monotonic() + _PAUSE_S
         if not self._has_failed:
             self._has_failed = True
             _logger.warning("the cache of the judge's answers failed: %s", error)

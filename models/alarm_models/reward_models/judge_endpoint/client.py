@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from alarm_models.cancellation import gather_or_cancel
 from alarm_models.errors import CheckpointError, SampleError, UnreachableError
 from alarm_models.recipe.specs import EndpointSpec
-from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED
+from alarm_models.reward_models.judge_answers import is_ended, is_refusal
 from alarm_models.reward_models.judge_endpoint.budget import Expense, RequestBudget
 from alarm_models.reward_models.judge_endpoint.cache import AnswerCache, request_key
 from alarm_models.reward_models.remote.connections import without_password
@@ -91,19 +91,19 @@ class JudgeReply:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the answer reached the limit of tokens."""
-        return self.finish_reason == "length"
+        """Whether a limit or a fault ended the answer."""
+        return not is_ended(self.finish_reason) and not self.is_refused
 
     @property
     def is_worth_storing(self) -> bool:
         """Whether the judge ended an answer that is not empty and no refusal."""
-        is_ended = self.refusal is None and self.finish_reason not in CUT_OR_REFUSED
-        return is_ended and bool(self.text.strip())
+        is_whole = self.refusal is None and is_ended(self.finish_reason)
+        return is_whole and bool(self.text.strip())
 
     @property
     def is_refused(self) -> bool:
         """Whether the model or a filter of the endpoint refused to answer."""
-        return self.refusal is not None or self.finish_reason == "content_filter"
+        return self.refusal is not None or is_refusal(self.finish_reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +214,8 @@ class JudgeEndpoint:
         if self._cache is not None:
             stored = await self._cache.get(key)
             if stored is not None:
-                with suppress(*UNEXPECTED_FORMAT):  # written by another version
-                    replies = tuple(map(_reply_of_json, stored))
+                with suppress(*UNEXPECTED_FORMAT):  # written by another version, or damaged
+                    replies = _replies_of_json(stored, question.num_votes)
                     usage = JudgeUsage(num_cached=1)
                     self._count(usage=usage)
                     return JudgeResult(replies, usage, key)
@@ -442,6 +442,16 @@ def _reply(choice: Any) -> JudgeReply:
 def _token(row: Any) -> TokenLogprob:
     alternatives = tuple((str(one["token"]), float(one["logprob"])) for one in row["top_logprobs"])
     return TokenLogprob(str(row["token"]), float(row["logprob"]), alternatives)
+
+
+def _replies_of_json(stored: Any, num_votes: int) -> tuple[JudgeReply, ...]:
+    replies = tuple(map(_reply_of_json, stored))
+    if len(replies) != num_votes:
+        raise ValueError("as many answers as votes were expected")
+    for one in replies:
+        if not isinstance(one.text, str) or not isinstance(one.refusal, str | None):
+            raise TypeError("a text was expected")
+    return replies
 
 
 def _reply_of_json(stored: Any) -> JudgeReply:

@@ -15,7 +15,12 @@ from alarm_models.preprocessing.templates import (
 )
 from alarm_models.preprocessing.untrusted_text import neutralized_sample
 from alarm_models.recipe.specs import ANY_NUMBER, KINDS, JudgeMessage, RemoteSpec
-from alarm_models.reward_models.judge_answers import CUT_OR_REFUSED, AnswerReader, JudgeAnswer
+from alarm_models.reward_models.judge_answers import (
+    AnswerReader,
+    JudgeAnswer,
+    is_ended,
+    is_refusal,
+)
 from alarm_models.reward_models.remote.connections import excerpt
 from alarm_models.sample_json import (
     message_to_json,
@@ -382,8 +387,10 @@ class JudgeApi(_Anonymous):
 
 
 def _answer(choice: Any) -> JudgeAnswer:
-    is_cut = choice.get("finish_reason") in CUT_OR_REFUSED
-    return JudgeAnswer(choice["message"]["content"] or "", is_cut)
+    reason, message = choice.get("finish_reason"), choice["message"]
+    refusal = message.get("refusal")
+    text = message["content"] or refusal or ""
+    return JudgeAnswer(text, not is_ended(reason), bool(refusal) or is_refusal(reason))
 
 
 def _own_messages(sample: Sample, part: str) -> list[dict[str, Any]]:

@@ -45,11 +45,12 @@ UNEXPECTED_FORMAT = (
 #: Statuses of a server, or a proxy, that is busy, starting or unavailable.
 UNAVAILABLE = frozenset({429, 502, 503, 504})
 
-#: Transient statuses; a server that lost one batch responds with 500.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Transient statuses besides 5xx; a server that lost one batch responds with 500, a proxy with 52x.
+_PASSING = frozenset({408, 425, 429})
 
-#: Statuses of a server that another one may make up for: it has no such model, or another key.
-_OF_SERVER = frozenset({401, 403, 404, 405})
+#: Statuses of a server that another one may make up for: it has no such model, another key, or no
+#: credit.
+_OF_SERVER = frozenset({401, 402, 403, 404, 405})
 
 #: Statuses of failures that may be of one request only.
 _OF_REQUEST = frozenset({httpx.codes.OK, httpx.codes.INTERNAL_SERVER_ERROR})
@@ -62,7 +63,7 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 def is_retryable(status: int) -> bool:
     """Return whether the same request may succeed later."""
-    return status in _PASSING
+    return status in _PASSING or 500 <= status < 600
 
 
 def format_problem(error: Exception) -> str:
