@@ -239,6 +239,31 @@ async def test_replay_by_the_same_recipe_changes_no_reward_of_a_request(
     assert largest is None or largest.after == pytest.approx(largest.before)
 
 
+async def test_replay_of_requests_that_are_divided_over_files(tmp_path: Path) -> None:
+    """Of two servers with one folder, the lines of a request may be in two files."""
+    own = recipe("one", hierarchy={"rule": "mo_grpo"})
+    async with serving(own, capture=tmp_path / "captures") as server:
+        for words in (("w", "w w", "w w w w"), ("w", "w w w")):
+            given = [one | {"group": "g"} for one in samples(*words)]
+            await answered(
+                await server.client.post("/hierarchical_reward", json={"samples": given})
+            )
+        lines = captured(tmp_path / "captures")
+        assert [line["num_samples"] for line in lines] == [3, 3, 3, 2, 2]
+        divided, rotated = tmp_path / "divided", tmp_path / "rotated"
+        for folder, order in ((divided, (0, 3, 1, 2, 4)), (rotated, (1, 2, 3, 4))):
+            folder.mkdir()
+            text = "".join(f"{json.dumps(lines[at])}\n" for at in order)
+            (folder / "capture-1.jsonl").write_text(text)
+        whole = await replayed(server, divided, "one")
+        rest = await replayed(server, rotated, "one")
+    assert (whole.num_samples, whole.num_of_incomplete_groups) == (5, 0)
+    assert (rest.num_samples, rest.num_of_incomplete_groups) == (2, 2)
+    for result in (whole, rest):
+        largest = result.rewards.largest
+        assert largest is None or largest.after == pytest.approx(largest.before)
+
+
 async def test_captured_file_is_scored_and_replayed_by_the_commands(tmp_path: Path) -> None:
     folder, out, page = (tmp_path / name for name in ("captures", "out.json", "out.html"))
     async with serving(FIGURE_1, capture=folder) as server:

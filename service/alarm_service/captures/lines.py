@@ -62,7 +62,7 @@ class CapturedRewards:
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
         overrides = self.overrides.model_dump(mode="json", exclude_unset=True)
-        begin = _beginning(self.request, self.answered_at)
+        begin = _beginning(self.request, self.answered_at, len(self.samples))
         common = {
             "recipe": self.recipe,
             "fingerprint": self.fingerprint,
@@ -91,7 +91,7 @@ class CapturedScores:
 
     def lines(self, *, hashes_texts: bool) -> Iterator[bytes]:
         """Yield one line per sample."""
-        begin = _beginning(self.request, self.answered_at)
+        begin = _beginning(self.request, self.answered_at, len(self.samples))
         common = {"model": self.model, "fingerprint": self.fingerprint}
         for sample, outcome in zip(self.samples, self.outcomes, strict=True):
             score = score_out(_identified(sample), outcome)
@@ -99,8 +99,13 @@ class CapturedScores:
             yield _line(line, sample, "score", hashes_texts=hashes_texts)
 
 
-def _beginning(request: str, answered_at: float) -> dict[str, Any]:
-    return {"request": request, "time": round(answered_at, 3), "sample": {}}
+def _beginning(request: str, answered_at: float, num_samples: int) -> dict[str, Any]:
+    return {
+        "request": request,
+        "num_samples": num_samples,
+        "time": round(answered_at, 3),
+        "sample": {},
+    }
 
 
 def _identified(sample: Sample) -> SampleIn:
@@ -169,6 +174,8 @@ class CapturedLine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     request: str
+    #: How many samples of the request are captured; None in captures of earlier versions.
+    num_samples: int | None = None
     sample: SampleIn
     fingerprint: str
     recipe: str | None = None

@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -110,33 +110,67 @@ def _whole_groups(
     is left out.
     """
     pending: OrderedDict[tuple[str, bytes], list[CapturedLine]] = OrderedDict()
+    requests: OrderedDict[str, _OpenRequest] = OrderedDict()
+    request: list[CapturedLine] = []  # of captures that do not say how many samples it has
     num_pending = 0
-    request: list[CapturedLine] = []
     for line in map(_of_own_group, lines):
+        is_held = line.sample.group is not None and line.sample.group_size is not None
         if request and (line.request != request[0].request or line.sample.group is None):
             yield request
             request = []
-        if line.sample.group is None or line.sample.group_size is None:
+        if line.num_samples is not None:
+            opened = requests.setdefault(line.request, _OpenRequest())
+            opened.num_read += 1
+            if not is_held and line.sample.group is not None:
+                opened.lines.append(line)
+                num_pending += 1
+            if opened.num_read >= line.num_samples:
+                del requests[line.request]
+                num_pending -= len(opened.lines)
+                if opened.lines:
+                    yield opened.lines
+            if line.sample.group is None:
+                yield [line]
+        elif not is_held:
             request.append(line)
-            continue
-        key = (str(line.sample.group), prompt_key(line))
-        members = pending.setdefault(key, [])
-        if _is_retried(line, members):
-            comparison.num_retried += 1
-            continue
-        members.append(line)
-        num_pending += 1
-        if len(members) >= line.sample.group_size:
-            num_pending -= len(pending.pop(key))
-            name = f"{members[0].request}/{line.sample.group}"
-            yield [_of_group(member, name) for member in members]
+        if is_held:
+            key = (str(line.sample.group), prompt_key(line))
+            members = pending.setdefault(key, [])
+            if _is_retried(line, members):
+                comparison.num_retried += 1
+                continue
+            members.append(line)
+            num_pending += 1
+            if len(members) >= (line.sample.group_size or 0):
+                num_pending -= len(pending.pop(key))
+                name = f"{members[0].request}/{line.sample.group}"
+                yield [_of_group(member, name) for member in members]
         while num_pending > _MAX_PENDING:
-            _, oldest = pending.popitem(last=False)
-            num_pending -= len(oldest)
-            comparison.num_of_incomplete_groups += len(oldest)
+            left_out = _oldest(pending, requests)
+            num_pending -= left_out
+            comparison.num_of_incomplete_groups += left_out
     if request:
         yield request
     comparison.num_of_incomplete_groups += num_pending
+
+
+@dataclass(slots=True)
+class _OpenRequest:
+    """A request of which not all lines are read: other servers' files may come between them."""
+
+    num_read: int = 0
+    #: Those with a group that no other request completes.
+    lines: list[CapturedLine] = field(default_factory=list)
+
+
+def _oldest(
+    pending: OrderedDict[tuple[str, bytes], list[CapturedLine]],
+    requests: OrderedDict[str, _OpenRequest],
+) -> int:
+    """Forget the group, or the request, that waits the longest; return how many lines it has."""
+    if pending:
+        return len(pending.popitem(last=False)[1])
+    return len(requests.popitem(last=False)[1].lines)
 
 
 def _is_retried(line: CapturedLine, members: Sequence[CapturedLine]) -> bool:
