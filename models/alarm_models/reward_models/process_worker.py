@@ -94,10 +94,8 @@ async def _serve_concurrently(
 ) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
-    is_ending = False  # by `sys.exit` in one call, which cancels the others: they are repeated
 
     async def answer(asked: Mapping[str, Any]) -> None:
-        nonlocal is_ending
         try:
             async with asyncio.timeout(timeout_s) as timeout:
                 value = await function(sample_from_json(asked["sample"]))
@@ -111,10 +109,10 @@ async def _serve_concurrently(
             else:
                 _write_answer(answers, id=asked["id"], failed=_described(error))
         except BaseException as error:  # it may raise anything
-            is_cancelled = isinstance(error, asyncio.CancelledError)
-            is_ending = is_ending or not (is_cancelled or is_exception_or_panic(error))
-            if is_ending:
-                raise
+            if not is_exception_or_panic(error) and not isinstance(error, asyncio.CancelledError):
+                # `sys.exit`: asyncio would cancel the other calls, which are repeated instead, and
+                # wait for the thread that reads standard input.
+                os._exit(1)
             _write_answer(answers, id=asked["id"], failed=_described(error))
 
     while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):
