@@ -522,7 +522,7 @@ def _is_not_own(head: str, before: str) -> bool:
     """Return whether the sentence before a number says that it is not the judge's rating."""
     *earlier, sentence = re.split(r"[!?;]|\.(?=\s)", head)
     if not earlier and before.rstrip().endswith(":"):
-        sentence = f"{before} {sentence}"
+        sentence = f"{before[-_REACH:]} {sentence}"
     *_, said = (None, *_NOT_OWN.finditer(sentence))
     return said is not None and _OWN.search(sentence, said.end()) is None
 
