@@ -42,6 +42,13 @@ def captured(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+async def until_captured(folder: Path, num_lines: int) -> None:
+    """Wait until a capture, which a thread writes, has this many lines."""
+    await until(
+        lambda: sum(one.read_bytes().count(b"\n") for one in folder.glob("*.jsonl")) == num_lines
+    )
+
+
 def value(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(f"alarm_{name}_total", labels) or 0
 
@@ -233,6 +240,7 @@ async def test_replay_by_the_same_recipe_changes_no_reward_of_a_request(
             await answered(
                 await server.client.post("/hierarchical_reward", json={"samples": given})
             )
+        await until_captured(tmp_path, 6)
         result = await replayed(server, tmp_path, "one")
     assert result.num_samples == 6
     largest = result.rewards.largest
@@ -248,6 +256,7 @@ async def test_replay_of_requests_that_are_divided_over_files(tmp_path: Path) ->
             await answered(
                 await server.client.post("/hierarchical_reward", json={"samples": given})
             )
+        await until_captured(tmp_path / "captures", 5)
         lines = captured(tmp_path / "captures")
         assert [line["num_samples"] for line in lines] == [3, 3, 3, 2, 2]
         divided, rotated = tmp_path / "divided", tmp_path / "rotated"
