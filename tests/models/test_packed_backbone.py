@@ -226,7 +226,7 @@ def test_select_backend_of_a_padded_model_leaves_it_unchanged() -> None:
     assert model.config._attn_implementation == before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_packed_group_of_any_lengths_is_exact(data: st.DataObject) -> None:
     shared = data.draw(st.integers(0, 40))
@@ -258,7 +258,7 @@ def test_packed_longformer_last_layer_with_few_reads_is_exact(
     assert_computed(backbone.forward(batch).states, wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(st.integers(1, 400), min_size=1, max_size=3),
     st.integers(0, 150),
