@@ -268,7 +268,7 @@ class Call:
         return replace(self, host=host, hosts=(host,))
 
     def placed(self, *, is_held: bool) -> Call:
-        """The call with the servers in the order of the next turn, or of all held calls."""
+        """The call with its servers in the order of the next turn, or as they are if it is held."""
         if is_held:
             return replace(self, is_held=True)
         at = next(self.turns) % len(self.hosts)

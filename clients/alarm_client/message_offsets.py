@@ -60,8 +60,8 @@ def _places(
 ) -> list[tuple[int, int, int]] | None:
     """`(start, end, to)`: the range of the decoded text that is at `to` in the completion's.
 
-    A message without a text has an empty range. ``ends`` are where special tokens are: texts are
-    searched after the turn before them; None if one is not there. Without ``ends``, a text is at
+    A message without a text has an empty range. `ends` are where special tokens are: texts are
+    searched after the turn before them; None if one is not there. Without `ends`, a text is at
     its first place after the one before.
     """
     places: list[tuple[int, int, int]] = []
@@ -92,7 +92,7 @@ def _places(
 
 
 def _alone(part: str, text: str, cursor: int, ends: Sequence[int] | None) -> int:
-    """Where a text first stands between white space or ``ends``, or else where it first is."""
+    """Where a text first stands between white space or `ends`, or else where it first is."""
     first = start = text.find(part, cursor)
     if ends is None or not part:
         return first

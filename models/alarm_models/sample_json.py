@@ -82,13 +82,15 @@ def score_from_json(row: Mapping[str, Any], *, is_graded: bool = False) -> Score
         _segments(row["segments"], is_graded=is_graded),
         whole_number(row["num_tokens"]),
         row["truncated"] is True,
-        outputs=None if outputs is None else {str(name): number(outputs[name]) for name in outputs},
+        outputs=None
+        if outputs is None
+        else {writable(name): number(value) for name, value in outputs.items()},
         omitted=tuple(map(writable, row.get("omitted") or ())),
         judged=_spans_or_none(row.get("judged")),
         output_segments=None
         if of_outputs is None
         else {
-            str(name): _segments(some, is_graded=is_graded) or ()
+            writable(name): _segments(some, is_graded=is_graded) or ()
             for name, some in of_outputs.items()
         },
         skipped=tuple(map(writable, row.get("skipped") or ())),

@@ -52,7 +52,7 @@ def require_key(key: str, where: str) -> str:
         if not character.isprintable() or character == " ":
             raise SettingsError(
                 f"{where}: the key has U+{ord(character):04X} as its character {at + 1} of "
-                f"{len(key)}, which a key in a header cannot contain: give the key alone"
+                f"{len(key)}, which an API key cannot contain: give the key alone"
             )
     return key
 

@@ -15,7 +15,7 @@ from opentelemetry.trace import Tracer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alarm_models.errors import is_rust_panic
+from alarm_models.errors import is_exception_or_panic, is_rust_panic
 from alarm_service.api.auth import FREE_PATHS
 from alarm_service.api.error_handlers import REQUEST_ID, REQUEST_ID_HEADER, error_response
 from alarm_service.engine.lifecycle import Lifecycle, draining_error
@@ -118,10 +118,9 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, note_status)
         except BaseException as error:
-            is_panic = is_rust_panic(error)
-            if is_panic or isinstance(error, Exception):
+            if is_exception_or_panic(error):
                 status = 500  # answered by an outer handler
-            if is_panic:
+            if is_rust_panic(error):
                 raise RuntimeError(f"a library panicked: {error}") from error
             raise
         finally:

@@ -322,7 +322,7 @@ async def ask_all(
                 if found.text:
                     cache.add(found)
                 else:
-                    refused.append("the judge ended no answer, or refused to answer")
+                    refused.append("the judge refused, or its answer was cut off")
             answered()
 
     try:
